@@ -1,0 +1,77 @@
+"""The command line: `agent COMMAND …`.
+
+One module per command. A module has `HELP` (one line), `add_arguments(parser)` and
+`run(args) -> exit code`; it imports what it needs inside `run`, so that every command
+starts as fast as it can. Exit codes: 0 done; 1 it ran, but the result is bad;
+2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from agent import __version__
+from agent.errors import AgentError
+
+COMMANDS = {
+    "run": "run the daemon in the foreground",
+    "demo": "show the whole thing on this machine, without any account",
+    "send": "send events from files or standard input to the running daemon",
+    "flush": "deliver everything that is queued, now",
+    "status": "show queue, books, delivery state and daemon",
+    "events": "read events back from Polar",
+    "dead": "list, repair, retry, export or purge dead letters",
+    "emulator": "serve a local emulator of Polar's events API",
+}
+
+EPILOG = """\
+exit codes: 0 done; 1 it ran, but the result is bad; 2 wrong usage or settings
+start with: agent demo
+"""
+
+
+def _build(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser; only the module of `command` is imported."""
+    parser = argparse.ArgumentParser(
+        prog="agent",
+        description="Takes usage events from any program, keeps them safe on disk, and delivers "
+        "each one to Polar exactly once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"polar-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == command:
+            module = importlib.import_module(f"agent.cli.{name}")
+            sub.description = module.DESCRIPTION
+            sub.epilog = getattr(module, "EPILOG", None)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if word in COMMANDS), None)
+    args = _build(command).parse_args(words)
+    try:
+        code: int = args.run(args)
+    except AgentError as error:
+        print(f"agent {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`agent … | head`): that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

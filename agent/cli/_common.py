@@ -1,0 +1,77 @@
+"""What several commands share: options, settings, tables, JSON on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.settings import Settings
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, which every command has."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="settings file, TOML (default: $POLAR_AGENT_CONFIG, else /etc/polar-agent/agent.toml)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`, for commands that print data."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def seconds(text: str) -> float:
+    """Read an option that is a length of time: `1.5`, `500ms`, `2s`, `1m`."""
+    from agent.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def load_settings(args: argparse.Namespace) -> Settings:
+    """Load the settings for a command; raises UsageError with what to mend."""
+    from agent.settings import load
+
+    return load(config=args.config)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    json.dump(document, sys.stdout, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    sys.stdout.write("\n")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[int] = ()) -> str:
+    """Return rows as aligned text columns under their headings.
+
+    Args:
+        headings: one for each column.
+        rows: cells; None shows as ``-``.
+        right: the columns (from 0) that are aligned to the right.
+    """
+    cells = [list(headings), *(["-" if cell is None else _plain(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    flush_right = set(right)
+    lines = []
+    for row in cells:
+        line = "  ".join(
+            cell.rjust(width) if column in flush_right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _plain(cell: object) -> str:
+    """Return a cell's text without control characters: what producers wrote must not steer a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(cell))

@@ -1,0 +1,36 @@
+"""`agent run`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+
+from agent.cli._common import add_config, load_settings
+
+DESCRIPTION = (
+    "Runs the daemon in the foreground: takes events on the socket, keeps them safe on disk, and "
+    "delivers them to Polar. SIGTERM or Ctrl-C ends it; what is not delivered by then stays on disk."
+)
+EPILOG = """\
+examples:
+  POLAR_ACCESS_TOKEN=polar_oat_... POLAR_ENVIRONMENT=sandbox agent run
+  agent run --config agent.toml
+
+exit codes: 0 stopped by a signal; 1 it could not start or go on; 2 wrong usage or settings
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the daemon until a signal comes."""
+    settings = load_settings(args)
+
+    from agent import logs
+    from agent.clock import SystemClock
+    from agent.service import Service
+
+    logs.configure(settings.log_level, settings.log_format)
+    return Service(settings, SystemClock()).run()

@@ -1,0 +1,115 @@
+"""`agent status`: queue, books, delivery and daemon."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from agent.cli._common import add_config, add_json, load_settings, print_json
+
+if TYPE_CHECKING:
+    from agent.settings import Settings
+
+DESCRIPTION = "Shows the queue, the books, how delivery stands and whether the daemon runs; works without it, too."
+EPILOG = """\
+the books always balance: accepted = pending + delivered + duplicates + dead + dropped
+
+exit codes: 0 shown; 1 it cannot be read; 2 wrong usage or settings
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_config(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the status."""
+    settings = load_settings(args)
+    document = read(settings)
+    if args.json:
+        print_json(document)
+    else:
+        print(_text(document))
+    return 0
+
+
+def read(settings: Settings) -> dict[str, Any]:
+    """Return the status: from the daemon, else from the queue on disk."""
+    from agent.daemon import call
+
+    answer = call(settings.api_socket_path, "GET", "/status", timeout=10)
+    return _without_daemon(settings) if answer is None else answer
+
+
+def _without_daemon(settings: Settings) -> dict[str, Any]:
+    """Return the status as far as the disk tells it."""
+    import time
+
+    from agent.flusher import Delivery
+    from agent.lock import holder
+    from agent.queue import Books
+    from agent.queue.disk import DiskReader
+    from agent.stats import Snapshot
+
+    books, oldest = Books(), None
+    if (settings.queue_dir / "cache.db").exists():
+        reader = DiskReader(settings.queue_dir)
+        books, oldest = reader.books(), reader.oldest_arrival()
+        reader.close()
+    age = None if oldest is None else max(0.0, time.time() - oldest)
+    return Snapshot(settings.queue_dir, books, age, Delivery(), holder(settings.queue_dir)).document()
+
+
+def _text(document: dict[str, Any]) -> str:
+    """Return the status for people."""
+    daemon, queue, ledger, delivery = (
+        document[part] for part in ("daemon", "queue", "ledger", "delivery")
+    )
+    if daemon["running"]:
+        up = daemon["uptime_seconds"]
+        runs = f"runs (process {daemon['pid']}" + (f", for {_span(up)})" if up is not None else ")")
+    else:
+        runs = "does not run"
+    oldest = queue["oldest_age_seconds"]
+    waits = f", the oldest for {_span(oldest)}" if oldest is not None else ""
+    state = delivery["state"] if daemon["running"] else "-"
+    following = delivery["next_attempt_in_seconds"]
+    if following is not None:
+        state += f", next attempt in {_span(following)}"
+    lines = [
+        f"daemon     {runs}",
+        f"queue      {queue['events']} events pending, {_size(queue['bytes'])}{waits}",
+        f"           {queue['path']}",
+        f"delivery   {state}",
+    ]
+    if delivery["last_error"]:
+        lines.append(f"           {delivery['last_error']}")
+    if delivery["last_success"]:
+        lines.append(f"           last success {delivery['last_success']}")
+    lines += [
+        f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ledger['delivered']} delivered"
+        f" + {ledger['duplicates']} duplicates + {ledger['dead']} dead + {ledger['dropped']} dropped",
+        f"           {ledger['refused']} refused at the socket",
+    ]
+    if queue["dead"]:
+        lines.append(f"dead       {queue['dead']} dead letters: see `agent dead list`")
+    return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    """Return a length of time in the largest unit that suits it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length * 2:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _size(count: float) -> str:
+    """Return a number of bytes in the largest unit that suits it."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,157 @@
+"""One producer's connection: its lines in, its answers out.
+
+Theory of operation. The collector's thread reads; the writer's thread answers, once
+the lines are durable. Answers go out at once when the kernel takes them. What it does
+not take waits here, within a bound: acknowledgements are cumulative, so only the last
+one waits; refusals beyond the bound are dropped, since a producer that never reads
+must neither block us nor grow our memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+from agent.framing import Framer
+
+MAX_WAITING_ANSWERS = 256 * 1024
+"""Bytes of answers that wait for a producer to read, beside what the kernel holds."""
+
+
+class Connection:
+    """The state of one connection.
+
+    Args:
+        sock: non-blocking.
+        max_line_bytes: the longest line that is taken.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_ack_waits",
+        "_lock",
+        "_waiting",
+        "closed",
+        "fd",
+        "framer",
+        "lines",
+        "no_more",
+        "notified",
+        "paused",
+        "sock",
+        "unsettled",
+    )
+
+    def __init__(self, sock: socket.socket, max_line_bytes: int) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.framer = Framer(max_line_bytes)
+        self.lines = 0
+        """Non-blank lines seen so far; the collector's."""
+        self.no_more = False
+        """The producer will send no more; the collector's."""
+        self.paused = False
+        """Not read, since the queue is full; the collector's."""
+        self.notified = False
+        """Was told that the queue is full; the collector's."""
+        self.unsettled = 0
+        """Groups of lines that are on their way to the disk; changed under the lock."""
+        self.closed = False
+        self._lock = threading.Lock()
+        self._waiting = bytearray()
+        self._acked = 0
+        self._ack_waits = False
+
+    def begin(self) -> None:
+        """Note that a group of lines goes to the writer."""
+        with self._lock:
+            self.unsettled += 1
+
+    def end(self, acked: int, answers: bytes) -> bool:
+        """Answer for a group of lines that is settled.
+
+        Args:
+            acked: the number of the group's last line.
+            answers: its refusals.
+
+        Returns:
+            True when the collector must look at the connection again: answers wait for the
+            producer to read, or all is answered and it can be closed.
+        """
+        with self._lock:
+            self.unsettled -= 1
+            self._acked = acked
+            self._ack_waits = True
+            if self.closed:
+                return False
+            self._send(answers)
+            return not self._said() or (self.no_more and not self.unsettled)
+
+    def abandon(self) -> None:
+        """Note that a group of lines will not be settled: no answer."""
+        with self._lock:
+            self.unsettled -= 1
+
+    def tell(self, answer: bytes) -> None:
+        """Send something that acknowledges nothing."""
+        with self._lock:
+            if not self.closed:
+                self._send(answer)
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing waits any more."""
+        with self._lock:
+            if not self.closed:
+                self._send(b"")
+            return self._said()
+
+    def try_close(self) -> bool:
+        """Close if everything is said, or can be said no more; True when it is closed."""
+        with self._lock:
+            if self.no_more and not self.unsettled and self._said():
+                self._close()
+            return self.closed
+
+    def close(self) -> None:
+        """Close at once."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            with contextlib.suppress(OSError):
+                self.sock.close()
+
+    def _send(self, answers: bytes) -> None:
+        """Send what waits, then `answers`, then the last acknowledgement, as far as the kernel takes it."""
+        waiting = self._waiting
+        room = MAX_WAITING_ANSWERS - len(waiting)
+        if len(answers) <= room:
+            waiting += answers
+        else:
+            waiting += answers[: answers.rfind(b"\n", 0, max(room, 0)) + 1]
+        try:
+            while True:
+                # Refusals that wait go first: an ack must not overtake them.
+                if self._ack_waits and len(waiting) <= MAX_WAITING_ANSWERS:
+                    waiting += b'{"ack":%d}\n' % self._acked
+                    self._ack_waits = False
+                if not waiting:
+                    return
+                sent = self.sock.send(waiting)
+                if sent == len(waiting):
+                    waiting.clear()
+                else:
+                    del waiting[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The producer is gone: it wants no answers, but what it wrote is taken all the same.
+            waiting.clear()
+            self._ack_waits = False
+
+    def _said(self) -> bool:
+        """Tell that nothing waits to be sent."""
+        return not self._waiting and not self._ack_waits

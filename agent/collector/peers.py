@@ -1,0 +1,79 @@
+"""Who is at the other end of a Unix socket, and whether it may write to us."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agent.errors import UsageError
+
+_CREDENTIALS = struct.Struct("3i")
+_SO_PEERCRED = getattr(socket, "SO_PEERCRED", None)
+_SO_PEERGROUPS = 59  # Linux 4.13; not in Python's socket module
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A process that connected."""
+
+    pid: int
+    uid: int
+    gids: frozenset[int]
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return who connected, as the kernel noted it at that moment (Linux)."""
+    if _SO_PEERCRED is None:
+        raise OSError("this system does not tell who connects")
+    packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(packed)
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 65_536)
+    except OSError:
+        groups = b""
+    more = struct.unpack(f"{len(groups) // 4}I", groups)
+    return Peer(pid, uid, frozenset((gid, *more)))
+
+
+class AllowList:
+    """Lets some users and groups in; everyone whom the socket's mode lets in when it is empty.
+
+    Args:
+        users: names or numbers.
+        groups: names or numbers.
+
+    Raises:
+        UsageError: one of them does not exist, or this system cannot tell who connects.
+    """
+
+    def __init__(self, users: Sequence[str], groups: Sequence[str]) -> None:
+        self._uids = frozenset(_number("allowed_users", name, lambda n: pwd.getpwnam(n).pw_uid) for name in users)
+        self._gids = frozenset(
+            _number("allowed_groups", name, lambda n: grp.getgrnam(n).gr_gid) for name in groups
+        )
+        self.everyone = not (self._uids or self._gids)
+        if not self.everyone and _SO_PEERCRED is None:
+            raise UsageError(
+                "limit who may connect",
+                "allowed_users, allowed_groups",
+                "this system does not tell who connects",
+                "leave them out and use socket_mode and socket_group",
+            )
+
+    def allows(self, peer: Peer) -> bool:
+        """Tell whether `peer` may connect."""
+        return self.everyone or peer.uid in self._uids or not self._gids.isdisjoint(peer.gids)
+
+
+def _number(setting: str, name: str, look_up: Callable[[str], int]) -> int:
+    """Return the number of a user or group given by name or number."""
+    if name.isdecimal():
+        return int(name)
+    try:
+        return look_up(name)
+    except KeyError as error:
+        raise UsageError("limit who may connect", setting, f"there is no {name!r} on this system") from error

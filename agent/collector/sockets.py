@@ -1,0 +1,114 @@
+"""Makes and removes listening Unix sockets, without stepping on anyone's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import AgentError, UsageError
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """A listening socket and the file that it was bound to."""
+
+    sock: socket.socket
+    path: Path
+    inode: int
+
+    def close(self) -> None:
+        """Stop listening; remove the file if it is still ours."""
+        self.sock.close()
+        with contextlib.suppress(OSError):
+            if self.path.lstat().st_ino == self.inode:
+                self.path.unlink()
+
+
+def listen(path: Path, *, mode: int, group: str | None = None) -> BoundSocket:
+    """Listen on a Unix stream socket at `path`.
+
+    A socket file that no one answers on is replaced; one that another process answers
+    on is not; a file that is no socket is never removed.
+
+    Args:
+        path: where; its directory is made (0755) when it is not there.
+        mode: the permissions of the socket file.
+        group: a group's name or number that the file is given to.
+
+    Raises:
+        AgentError: it cannot be done, and why.
+    """
+    subject = str(path)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_way(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Nobody may connect between bind and the real permissions.
+        umask = os.umask(0o177)
+        try:
+            sock.bind(subject)
+        finally:
+            os.umask(umask)
+        if group is not None:
+            os.chown(path, -1, _group_id(group))
+        path.chmod(mode)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        hint = "set socket_path to a place that you may write"
+        if error.errno == errno.EPERM and group is not None:
+            hint = f"only root or a member of {group} may give the socket to that group"
+        raise AgentError("listen on the socket", subject, error.strerror or str(error), hint) from error
+    return BoundSocket(sock, path, path.lstat().st_ino)
+
+
+def _make_way(path: Path) -> None:
+    """Remove a stale socket file; raise when what is there is not one."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise AgentError(
+            "listen on the socket",
+            str(path),
+            "something that is not a socket is in its place",
+            "move it away, or set socket_path to another place",
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # its queue of connections is full: it lives
+    raise AgentError(
+        "listen on the socket",
+        str(path),
+        "another process listens there",
+        "stop that daemon, or give this one another socket_path and queue_dir",
+    )
+
+
+def _group_id(group: str) -> int:
+    """Return a group's number."""
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise UsageError(
+            "give the socket to a group", group, "there is no such group", "create it, or change socket_group"
+        ) from error

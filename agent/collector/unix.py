@@ -1,0 +1,380 @@
+"""The collector: takes events from producers on a Unix stream socket.
+
+One thread waits for all connections at once, reads what is there, gathers the lines
+of all that were ready, and checks them in one call. What is accepted goes to the
+writer; the writer's thread answers the producers once it is durable (`Connection`).
+
+The protocol: one JSON object a line; `{"ack":N}` once the first N non-blank lines of
+the connection are settled with us; `{"line":N,"error":{…}}` for each refused one, sent
+before the ack that covers it; the same without `line` when the queue is full and the
+producer has to wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent import refusal
+from agent.clock import Clock
+from agent.collector.connection import Connection
+from agent.collector.peers import AllowList, peer_of
+from agent.collector.sockets import BoundSocket
+from agent.event import Checked, Checker, Fate
+from agent.framing import Segment
+from agent.logs import get
+from agent.writer import Append, Writer
+
+_READ_BYTES = 128 * 1024
+_GATHER_BYTES = 256 * 1024
+_DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Lines of many connections, in order of reading."""
+
+    segments: list[Segment]
+    owners: list[Connection]
+    size: int = 0
+
+
+class Collector:
+    """Serves one listening socket.
+
+    Args:
+        bound: the socket.
+        checker: what is taken and what is refused.
+        writer: where accepted lines go.
+        clock: for waiting.
+        server_now: Unix time in seconds by the server's clock.
+        max_line_bytes: the longest line that is taken.
+        max_connections: how many are served at once; more wait in the kernel's queue.
+        allowed: who may connect.
+        drop_when_full: refuse lines when the queue is full instead of waiting.
+    """
+
+    def __init__(
+        self,
+        bound: BoundSocket,
+        checker: Checker,
+        writer: Writer,
+        clock: Clock,
+        *,
+        server_now: Callable[[], float],
+        max_line_bytes: int,
+        max_connections: int,
+        allowed: AllowList,
+        drop_when_full: bool = False,
+    ) -> None:
+        self._bound = bound
+        self._checker = checker
+        self._writer = writer
+        self._clock = clock
+        self._server_now = server_now
+        self._max_line_bytes = max_line_bytes
+        self._max_connections = max_connections
+        self._allowed = allowed
+        self._drop_when_full = drop_when_full
+        self._log = get("collector")
+        self._selector = selectors.DefaultSelector()
+        self._connections: dict[int, Connection] = {}
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._attention: deque[Connection] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._listening = False
+        self._stopping = False
+        self._refused_peers: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="collector")
+        self._selector.register(self._wake_read, _READ)
+        self._listen(True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening, take what was received, hand it to the writer; the connections stay open for answers."""
+        self._stopping = True
+        self.wake()
+        self._thread.join()
+
+    def close(self) -> None:
+        """Close all connections; call it when the writer has stopped."""
+        for connection in list(self._connections.values()):
+            connection.flush()
+            connection.close()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def connections(self) -> int:
+        """How many producers are connected."""
+        return len(self._connections)
+
+    def wake(self) -> None:
+        """Make the thread look around; from any thread."""
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # it is about to wake anyway
+
+    def _run(self) -> None:
+        """Serve until told to stop; then read what has arrived, and end."""
+        while not self._stopping:
+            self.step(None)
+        self._bound.close()
+        for connection in list(self._connections.values()):
+            self._drain(connection)
+
+    def step(self, seconds: float | None) -> None:
+        """Wait until something happens (at most `seconds`), and deal with it."""
+        gathered = _Gathered([], [])
+        for key, events in self._selector.select(seconds):
+            if key.fd == self._wake_read:
+                self._woken()
+            elif key.data is None:
+                self._accept()
+            else:
+                connection: Connection = key.data
+                if connection.closed:
+                    continue
+                if events & _WRITE and connection.flush():
+                    self._after_write(connection)
+                if events & _READ and not connection.closed:
+                    self._readable(connection, gathered)
+                    if gathered.size >= _GATHER_BYTES:
+                        self._submit(gathered)
+                        gathered = _Gathered([], [])
+        if gathered.segments:
+            self._submit(gathered)
+        while not self._stopping and not self._writer.wait_for_room(1.0):
+            if self._writer.full:
+                break
+
+    # -- connections -----------------------------------------------------------------
+
+    def _listen(self, wanted: bool) -> None:
+        """Take new connections, or leave them in the kernel's queue."""
+        if wanted and not self._listening:
+            self._selector.register(self._bound.sock, _READ)
+        elif self._listening and not wanted:
+            self._selector.unregister(self._bound.sock)
+        self._listening = wanted
+
+    def _accept(self) -> None:
+        """Take the connections that wait."""
+        for _ in range(64):
+            if len(self._connections) >= self._max_connections:
+                self._log.warning("too many connections: new ones wait", max_connections=self._max_connections)
+                self._listen(False)
+                return
+            try:
+                sock, _ = self._bound.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # No descriptors left: go on when a connection ends.
+                self._log.error("cannot take a connection", reason=error.strerror)
+                if self._connections:
+                    self._listen(False)
+                return
+            if not self._may_enter(sock):
+                sock.close()
+                continue
+            sock.setblocking(False)
+            connection = Connection(sock, self._max_line_bytes)
+            self._connections[connection.fd] = connection
+            self._selector.register(sock, _READ, connection)
+
+    def _may_enter(self, sock: socket.socket) -> bool:
+        """Tell whether a producer is on the list; the first refusal of each user is logged."""
+        if self._allowed.everyone:
+            return True
+        peer = peer_of(sock)
+        if self._allowed.allows(peer):
+            return True
+        if peer.uid not in self._refused_peers:
+            self._refused_peers.add(peer.uid)
+            self._log.warning("a producer is not on the list", uid=peer.uid, pid=peer.pid)
+        return False
+
+    def _readable(self, connection: Connection, gathered: _Gathered) -> None:
+        """Read once from a connection."""
+        if self._writer.full and not self._drop_when_full:
+            self._pause(connection)
+            return
+        try:
+            size = connection.sock.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            size = 0  # reset by the producer: what it wrote completely is taken
+        if size:
+            segments = connection.framer.feed(bytes(self._buffer[:size]))
+        else:
+            segments = connection.framer.finish()
+            connection.no_more = True
+        for segment in segments:
+            gathered.segments.append(segment)
+            gathered.owners.append(connection)
+        gathered.size += size
+        if connection.no_more:
+            self._watch(connection)
+            if not segments:
+                if not connection.lines:
+                    connection.tell(b'{"ack":0}\n')
+                self._finish(connection)
+
+    def _drain(self, connection: Connection) -> None:
+        """Take what a producer has written so far; the agent is stopping."""
+        taken = 0
+        while not connection.no_more and not connection.closed and taken < _DRAIN_BYTES:
+            gathered = _Gathered([], [])
+            try:
+                size = connection.sock.recv_into(self._buffer)
+            except OSError:
+                return
+            if size:
+                segments = connection.framer.feed(bytes(self._buffer[:size]))
+            else:
+                segments = connection.framer.finish()
+                connection.no_more = True
+            gathered.segments = segments
+            gathered.owners = [connection] * len(segments)
+            taken += size
+            if segments:
+                self._submit(gathered)
+                self._writer.wait_for_room(1.0)
+
+    def _watch(self, connection: Connection) -> None:
+        """Watch for what a connection now needs."""
+        wanted = 0 if connection.no_more or connection.paused else _READ
+        if not connection.flush():
+            wanted |= _WRITE
+        registered = connection.fd in self._selector.get_map()
+        if wanted and registered:
+            self._selector.modify(connection.sock, wanted, connection)
+        elif wanted:
+            self._selector.register(connection.sock, wanted, connection)
+        elif registered:
+            self._selector.unregister(connection.sock)
+
+    def _after_write(self, connection: Connection) -> None:
+        """All answers that waited are out."""
+        self._watch(connection)
+        if connection.no_more:
+            self._finish(connection)
+
+    def _finish(self, connection: Connection) -> None:
+        """Close a connection if everything is said."""
+        if connection.no_more and not connection.closed and not connection.unsettled:
+            if connection.fd in self._selector.get_map() and connection.flush():
+                self._selector.unregister(connection.sock)
+            if connection.try_close():
+                self._connections.pop(connection.fd, None)
+                if not self._stopping:
+                    self._listen(True)
+
+    # -- a full queue ----------------------------------------------------------------
+
+    def _pause(self, connection: Connection) -> None:
+        """Stop reading from a connection, and tell its producer why."""
+        if not connection.notified:
+            connection.notified = True
+            error = refusal.queue_full(f"{self._writer.full}; waiting for room")
+            told = {"error": {"type": error.type, "loc": [], "msg": error.msg}}
+            connection.tell(json.dumps(told, separators=(",", ":")).encode() + b"\n")
+        connection.paused = True
+        self._watch(connection)
+
+    def room_changed(self) -> None:
+        """Look at the paused connections again; from any thread."""
+        self.wake()
+
+    def _woken(self) -> None:
+        """Deal with what other threads left."""
+        while True:
+            try:
+                if len(os.read(self._wake_read, 4096)) < 4096:
+                    break
+            except BlockingIOError:
+                break
+        while self._attention:
+            connection = self._attention.popleft()
+            if not connection.closed:
+                self._watch(connection)
+                self._finish(connection)
+        if not self._writer.full:
+            for connection in list(self._connections.values()):
+                if connection.paused:
+                    connection.paused = connection.notified = False
+                    self._watch(connection)
+
+    # -- lines -----------------------------------------------------------------------
+
+    def _submit(self, gathered: _Gathered) -> None:
+        """Check gathered lines and hand them to the writer."""
+        checked = self._checker.check(gathered.segments, self._server_now())
+        dropped = 0
+        if self._writer.full and self._drop_when_full:
+            dropped = checked.accepted
+            checked = _refuse_all(checked, self._writer.full)
+        answers: dict[Connection, tuple[int, bytes]] = {}
+        for owner, fate in zip(gathered.owners, checked.fates, strict=True):
+            known = answers.get(owner, (owner.lines, b""))[1]
+            if fate.refused:
+                first = owner.lines
+                known += b"".join(why.answer(first + number) for number, why in fate.refused)
+            owner.lines += fate.lines
+            answers[owner] = (owner.lines, known)
+        settled = [(owner, *answer) for owner, answer in answers.items()]
+        for owner in answers:
+            owner.begin()
+        self._writer.append(
+            Append(
+                checked.lines,
+                checked.count,
+                checked.held,
+                refused=0 if dropped else checked.refused,
+                dropped=dropped,
+                done=lambda durable: self._settled(settled, durable),
+            )
+        )
+
+    def _settled(self, settled: list[tuple[Connection, int, bytes]], durable: bool) -> None:
+        """Answer the producers of one group of lines; runs in the writer's thread."""
+        look = False
+        for connection, acked, answers in settled:
+            if not durable:
+                connection.abandon()
+            elif connection.end(acked, answers):
+                self._attention.append(connection)
+                look = True
+        if look and not self._stopping:
+            self.wake()
+
+
+def _refuse_all(checked: Checked, reason: str) -> Checked:
+    """Return the outcome with every accepted line refused: there is no room and the operator chose to drop."""
+    full = refusal.queue_full(f"{reason}; dropped, since when_full is drop_newest")
+    fates = []
+    for fate in checked.fates:
+        refused = dict(fate.refused)
+        fates.append(Fate(fate.lines, [(n, refused.get(n, full)) for n in range(1, fate.lines + 1)]))
+    return Checked(b"", 0, [], fates)

@@ -1,0 +1,50 @@
+"""The errors of this package.
+
+Every error says what was being done (operation), to which thing (subject), what
+went wrong, and what to do next (hint). The hint is what `agent status` and the
+command line print.
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Something failed in a way that a person can understand and mend.
+
+    Args:
+        operation: what was being done, as a verb phrase: ``"open the queue"``.
+        subject: the thing it was done to: a path, a setting, an address.
+        reason: what went wrong, in words.
+        hint: what to do next; may be empty when nothing can be done.
+    """
+
+    exit_code = 1
+
+    def __init__(self, operation: str, subject: str, reason: str, hint: str = "") -> None:
+        super().__init__(operation, subject, reason, hint)
+        self.operation = operation
+        self.subject = subject
+        self.reason = reason
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"cannot {self.operation}: {self.subject}: {self.reason}"
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+
+class UsageError(AgentError):
+    """Wrong usage or wrong settings: exit code 2."""
+
+    exit_code = 2
+
+
+class QueueError(AgentError):
+    """The queue on disk cannot be opened, read or written."""
+
+
+class QueueLockedError(QueueError):
+    """Another process holds the queue."""
+
+
+class DaemonError(AgentError):
+    """The running daemon cannot be reached, or answered that it failed."""

@@ -1,0 +1,248 @@
+"""Checks and stamps events: segments of lines in; accepted lines and refusals out. Pure.
+
+Two checks agree on what Polar takes. The quick one (`agent.quick`) reads a whole
+block in one call and can only say «all of these are fine»; what it cannot prove
+goes, line by line, to the full one (`agent.refusal`), which runs the models that
+Polar itself uses and gives the verdict with its reason.
+
+A line that a producer wrote is kept as it is, digit for digit; what it lacks
+(`external_id`, `timestamp`) is written in before its closing brace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from agent import quick
+from agent.framing import Segment, _TooLong
+from agent.ids import BLOCK, suffixes, uuid7_block, uuid7_prefix
+from agent.refusal import Facts, Refusal, full_check, too_long
+
+_BLANK = b" \t\r\n"
+_ids_of = attrgetter("external_id")
+_times_of = attrgetter("timestamp")
+
+
+@dataclass(slots=True)
+class Fate:
+    """What became of one segment's lines.
+
+    Attributes:
+        lines: how many non-blank lines it had; a line that was too long is one.
+        refused: the refused ones by their number in the segment, from 1.
+    """
+
+    lines: int
+    refused: list[tuple[int, Refusal]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Checked:
+    """The outcome for a run of segments.
+
+    Attributes:
+        lines: the accepted lines that are due, joined by newlines.
+        count: how many these are.
+        held: accepted lines that are not due yet, each with its moment in Unix milliseconds.
+        fates: one for each segment, in order.
+    """
+
+    lines: bytes
+    count: int
+    held: list[tuple[int, bytes]]
+    fates: list[Fate]
+
+    @property
+    def accepted(self) -> int:
+        """How many lines were accepted."""
+        return self.count + len(self.held)
+
+    @property
+    def refused(self) -> int:
+        """How many lines were refused."""
+        return sum(len(fate.refused) for fate in self.fates)
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """Checks for one destination.
+
+    Args:
+        future_tolerance: how far ahead of now a timestamp may be, in seconds; such an
+            event is held until it is due.
+        personal_token: the token belongs to a person, not to an organization; then Polar
+            wants an `organization_id` in every event, and refuses it otherwise.
+        max_line_bytes: for the text of the refusal of a line that was too long.
+    """
+
+    future_tolerance: float = 60.0
+    personal_token: bool = False
+    max_line_bytes: int = 256 * 1024
+
+    def check(self, segments: Sequence[Segment], now: float) -> Checked:
+        """Check and stamp every line of `segments`.
+
+        Args:
+            segments: what `agent.framing` made, of one connection or of many.
+            now: Unix time in seconds by the server's clock.
+        """
+        if not self.personal_token:
+            checked = _check_whole(segments, now)
+            if checked is not None:
+                return checked
+        return self._line_by_line(segments, now)
+
+    def _line_by_line(self, segments: Sequence[Segment], now: float) -> Checked:
+        """Check each line on its own: somewhere is one that the quick check could not prove."""
+        right_now = datetime.fromtimestamp(now, UTC)
+        latest = right_now + timedelta(seconds=self.future_tolerance)
+        stamper = _Stamper(now)
+        due: list[bytes] = []
+        held: list[tuple[int, bytes]] = []
+        fates: list[Fate] = []
+        for segment in segments:
+            fate = Fate(0)
+            fates.append(fate)
+            if isinstance(segment, _TooLong):
+                fate.lines = 1
+                fate.refused.append((1, too_long(self.max_line_bytes)))
+                continue
+            for raw in segment.split(b"\n"):
+                line = raw.strip(_BLANK)
+                if not line:
+                    continue
+                fate.lines += 1
+                facts = self._check_line(line, latest)
+                if isinstance(facts, Refusal):
+                    fate.refused.append((fate.lines, facts))
+                    continue
+                line = stamper.stamp(line, facts)
+                if facts.timestamp is not None and facts.timestamp > right_now:
+                    held.append((int(facts.timestamp.timestamp() * 1000) + 1, line))
+                else:
+                    due.append(line)
+        return Checked(b"\n".join(due), len(due), held, fates)
+
+    def _check_line(self, line: bytes, latest: datetime) -> Facts | Refusal:
+        """Check one line: quickly where that proves it."""
+        if not self.personal_token:
+            event = quick.check_line(line) if line.startswith(b"{") and line.endswith(b"}") else None
+            if event is not None:
+                timestamp = _time_of(event)
+                if timestamp is None:
+                    return Facts(bool(event.external_id), None)
+                if quick.earliest_is_safe([timestamp]) and timestamp <= latest:
+                    return Facts(bool(event.external_id), timestamp)
+        return full_check(line, latest, personal_token=self.personal_token)
+
+
+def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
+    """Check and stamp everything in a few calls; None if a line needs a closer look."""
+    if any(isinstance(segment, _TooLong) for segment in segments):
+        return None
+    counts = [segment.count(b"\n") for segment in segments]  # type: ignore[union-attr]  # checked above
+    count = sum(counts)
+    data: bytes = b"".join(segments)  # type: ignore[arg-type]
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    if not (data.startswith(b"{") and data.endswith(b"}\n")):
+        return None
+    data = data[:-1]
+    # In valid JSON these bytes stand only between two lines that are one object each.
+    parts = data.split(b"}\n{")
+    if len(parts) != count:
+        return None
+    events = quick.check_block(data, count)
+    if events is None:
+        return None
+    times = list(map(_times_of, events))
+    missing_times = times.count(quick.ABSENT)
+    if missing_times != count and not (
+        quick.earliest_is_safe(times) and max(times).timestamp() <= now
+    ):
+        return None
+    missing_ids = sum(1 for known in map(_ids_of, events) if not known)
+    if missing_ids or missing_times:
+        # All alike and nothing to take out: the usual block, written at once.
+        if missing_ids == count and missing_times in (0, count) and b'"external_id"' not in data:
+            data = _write_in(parts, now, with_time=missing_times == count)
+        else:
+            stamper = _Stamper(now)
+            data = b"\n".join(
+                stamper.stamp(line, Facts(bool(event.external_id), _time_of(event)))
+                for line, event in zip(data.split(b"\n"), events, strict=True)
+            )
+    return Checked(data, count, [], [Fate(number) for number in counts])
+
+
+def _time_of(event: quick.Event) -> datetime | None:
+    """Return the timestamp that the line carries."""
+    return None if event.timestamp is quick.ABSENT else event.timestamp
+
+
+def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> bytes:
+    """Write ids, and times if wanted, into lines that all lack them.
+
+    Args:
+        parts: the lines, cut at the bytes `}\\n{` between them.
+        now: the time of receipt.
+        with_time: the lines lack a timestamp, too.
+    """
+    between = b'","timestamp":"%b"}\n{' % iso(now) if with_time else b'"}\n{'
+    parts[-1] = parts[-1][:-1]
+    pieces: list[bytes] = []
+    for start in range(0, len(parts), BLOCK):
+        some = parts[start : start + BLOCK]
+        before = b',"external_id":"' + uuid7_prefix(now)
+        for part, suffix in zip(some, suffixes(len(some)), strict=True):
+            pieces += (part, before, suffix, between)
+    return b"".join(pieces)[:-2]
+
+
+def iso(now: float) -> bytes:
+    """Return Unix seconds as RFC 3339 in UTC, cut (never rounded up) to the millisecond."""
+    milliseconds = int(now * 1000)
+    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return b"%b.%03dZ" % (moment.strftime("%Y-%m-%dT%H:%M:%S").encode(), milliseconds % 1000)
+
+
+class _Stamper:
+    """Stamps lines of which each may lack something else."""
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+        self._time = iso(now)
+        self._ids: list[bytes] = []
+
+    def stamp(self, line: bytes, facts: Facts) -> bytes:
+        """Return `line` with an id and a timestamp."""
+        added = b""
+        if not facts.has_external_id:
+            if not self._ids:
+                self._ids = uuid7_block(self._now, 256)[::-1]
+            if b'"external_id"' in line:
+                line = _without_external_id(line)
+            added = b',"external_id":"%b"' % self._ids.pop()
+        if facts.timestamp is None:
+            added += b',"timestamp":"%b"' % self._time
+        return line[:-1] + added + b"}" if added else line
+
+
+def _without_external_id(line: bytes) -> bytes:
+    """Take an empty or null `external_id` out, every other value as it was written.
+
+    Where msgspec cannot read the line (`NaN` in a field that Polar ignores), it stays: of
+    two members of one name, the later wins with every reader that the server uses.
+    """
+    try:
+        members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return line
+    members.pop("external_id", None)
+    return msgspec.json.encode(members)

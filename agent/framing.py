@@ -1,0 +1,114 @@
+"""Cuts a stream of bytes into newline-terminated lines, with a bound on a line's length.
+
+Pure and without knowledge of JSON. What `feed` returns keeps the order of the
+stream: blocks of whole lines, and `TOO_LONG` in the place of each line that is
+longer than the bound; such a line is skipped up to its newline, never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class _TooLong:
+    """The place of a line that was too long."""
+
+    def __repr__(self) -> str:
+        return "TOO_LONG"
+
+
+TOO_LONG: Final = _TooLong()
+
+Segment = bytes | _TooLong
+"""Whole lines, each ending with a newline; or the place of a line that was too long."""
+
+
+class Framer:
+    """The framing state of one connection.
+
+    Args:
+        max_line_bytes: the longest line that is taken, its newline not counted.
+    """
+
+    __slots__ = ("_held", "_held_bytes", "_max", "_skipping")
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max = max_line_bytes
+        self._held: list[bytes] = []  # the pieces of a line whose newline has not come
+        self._held_bytes = 0
+        self._skipping = False
+
+    @property
+    def partial(self) -> bool:
+        """True while a line has begun whose newline has not come."""
+        return self._skipping or self._held_bytes > 0
+
+    def feed(self, data: bytes) -> list[Segment]:
+        """Take what was received; return the segments that it completes, in order."""
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._hold(data)
+            return []
+        segments: list[Segment] = []
+        start = 0
+        if self._skipping:
+            start = data.index(b"\n") + 1
+            self._skipping = False
+            segments.append(TOO_LONG)
+        block = data[start:end] if start or end != len(data) else data
+        if self._held:
+            self._held.append(block)
+            block = b"".join(self._held)
+            self._held = []
+            self._held_bytes = 0
+        if len(block) > self._max + 1:
+            segments.extend(self._bounded(block))
+        elif block:
+            segments.append(block)
+        if end != len(data):
+            self._hold(data[end:])
+        return segments
+
+    def finish(self) -> list[Segment]:
+        """Take the end of the stream: a last line without its newline counts as a line."""
+        if self._skipping:
+            self._skipping = False
+            return [TOO_LONG]
+        if not self._held:
+            return []
+        self._held.append(b"\n")
+        line = b"".join(self._held)
+        self._held = []
+        self._held_bytes = 0
+        return self._bounded(line)
+
+    def _hold(self, piece: bytes) -> None:
+        """Keep the beginning of a line, unless it is too long already."""
+        if self._skipping:
+            return
+        self._held_bytes += len(piece)
+        # One more than the bound: the last byte may be the \r of a \r\n.
+        if self._held_bytes > self._max + 1:
+            self._held = []
+            self._held_bytes = 0
+            self._skipping = True
+        else:
+            self._held.append(piece)
+
+    def _bounded(self, block: bytes) -> list[Segment]:
+        """Split a block at its lines that are too long."""
+        segments: list[Segment] = []
+        good: list[bytes] = []
+        for piece in block.split(b"\n")[:-1]:
+            line = piece + b"\n"
+            if len(piece) - piece.endswith(b"\r") <= self._max:
+                good.append(line)
+                continue
+            if good:
+                segments.append(b"".join(good))
+                good = []
+            segments.append(TOO_LONG)
+        if good:
+            segments.append(b"".join(good))
+        return segments
+

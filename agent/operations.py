@@ -1,0 +1,68 @@
+"""What an operator may do to a queue, through the daemon or without it. Documents in, documents out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.dead import revive
+from agent.pipeline import Pipeline
+from agent.queue import Change
+
+
+def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
+    """Put dead letters back on their way.
+
+    Args:
+        pipeline: with its writer running.
+        body: `{"ids": [...] or null for all, "edits": {"ID": "line"}}`.
+
+    Raises:
+        QueueError: nothing was changed.
+        ValueError: the body is not of this form.
+    """
+    ids = _ids(body)
+    edits = body.get("edits") or {}
+    if not isinstance(edits, dict):
+        raise ValueError("edits must be an object")
+    revival = revive(
+        pipeline.queue.dead_letters(ids),
+        {int(number): str(line).encode() for number, line in edits.items()},
+        pipeline.checker,
+        pipeline.server_clock.now(),
+        int(pipeline.clock.wall() * 1000),
+    )
+    if revival.change:
+        pipeline.writer.apply(revival.change)
+    return {
+        "retried": len(revival.change.revived),
+        "refused": [{"id": number, "reason": reason} for number, reason in revival.refused],
+    }
+
+
+def purge_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
+    """Throw dead letters away; they count as dropped.
+
+    Args:
+        pipeline: with its writer running.
+        body: `{"ids": [...] or null for all}`.
+
+    Raises:
+        QueueError: nothing was changed.
+        ValueError: the body is not of this form.
+    """
+    ids = [letter.id for letter in pipeline.queue.dead_letters(_ids(body))]
+    if ids:
+        pipeline.writer.apply(Change(purged=ids))
+    return {"purged": len(ids)}
+
+
+def _ids(body: Any) -> list[int] | None:
+    """Return the numbers that a body names; None for all."""
+    if not isinstance(body, dict) or "ids" not in body:
+        raise ValueError("the body must be an object with ids")
+    ids = body["ids"]
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+        raise ValueError("ids must be a list of numbers, or null for all")
+    return ids

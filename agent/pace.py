@@ -1,0 +1,136 @@
+"""How fast: the rate budget, back-off, and `Retry-After`. Pure; time comes in as a number.
+
+The server's limit is shared by everything that its customer does, so the agent takes
+a part of it. A failure makes all batches wait (full jitter, so that many agents do not
+come back at once) and then one goes ahead as a probe; the others follow its success.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+_FIRST_DELAY = 0.5
+_LONGEST_RETRY_AFTER = 3600.0
+_HOLD_SECONDS = 15.0
+_LOWEST_SHARE = 0.05
+
+
+def backoff(failures: int, longest: float, chance: Callable[[], float] = random.random) -> float:
+    """Return how long to wait after so many failures in a row: full jitter, doubling up to `longest`."""
+    return chance() * min(longest, _FIRST_DELAY * 2.0 ** min(failures, 30))
+
+
+def retry_after(value: str | None, now: float) -> float:
+    """Return the seconds that a `Retry-After` header asks for; 0 when it makes no sense.
+
+    Args:
+        value: the header: seconds, or an HTTP date.
+        now: Unix time by the server's clock, for a date.
+    """
+    if value is None:
+        return 0.0
+    text = value.strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except (ValueError, TypeError, OverflowError, OSError):
+            return 0.0
+    if not math.isfinite(seconds):
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+
+
+@dataclass(slots=True)
+class Pace:
+    """Says when the next request may go out.
+
+    Args:
+        requests_per_minute: the budget.
+        backoff_max: the longest wait between tries, seconds.
+        chance: numbers from 0 to 1 for jitter.
+    """
+
+    requests_per_minute: float
+    backoff_max: float
+    chance: Callable[[], float] = random.random
+    failures: int = 0
+    resume_at: float = 0.0
+    throttled: bool = False
+    held: bool = False
+    _share: float = 1.0
+    _tokens: float = 1.0
+    _filled_at: float = 0.0
+
+    @property
+    def probing(self) -> bool:
+        """True when only one request may be on its way, until one succeeds."""
+        return self.failures > 0 or self.held or self.throttled
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next request may go out; 0 for at once."""
+        self._fill(now)
+        budget = 0.0 if self._tokens >= 1 else (1 - self._tokens) / self._rate
+        return max(0.0, self.resume_at - now, budget)
+
+    @property
+    def scarce(self) -> bool:
+        """True when the budget is what limits us: then each request should carry all it can."""
+        return self._tokens < 2
+
+    def take(self, now: float) -> None:
+        """Count a request that goes out."""
+        self._fill(now)
+        self._tokens -= 1
+
+    def succeeded(self) -> None:
+        """The server took a batch."""
+        self.failures = 0
+        self.held = self.throttled = False
+        self._share = min(1.0, self._share * 1.02 + 0.001)
+
+    def failed(self, now: float, asked: float = 0.0) -> float:
+        """The server or the way to it is in trouble; return the seconds to wait."""
+        self.failures += 1
+        delay = max(backoff(self.failures, self.backoff_max, self.chance), asked)
+        self.resume_at = max(self.resume_at, now + delay)
+        return delay
+
+    def too_fast(self, now: float, asked: float = 0.0) -> float:
+        """The server's rate limit is used up; wait, and ask for less from now on."""
+        if not self.throttled:
+            self._share = max(_LOWEST_SHARE, self._share / 2)
+        self.throttled = True
+        delay = asked or max(1.0, backoff(self.failures + 2, self.backoff_max, self.chance))
+        # Others wait for the same moment: come a little later, each by another bit.
+        delay += self.chance() * min(5.0, delay / 4)
+        self.resume_at = max(self.resume_at, now + delay)
+        return delay
+
+    def hold(self, now: float) -> float:
+        """Only a person can mend it; look now and then whether they did."""
+        self.held = True
+        self.resume_at = max(self.resume_at, now + _HOLD_SECONDS)
+        return _HOLD_SECONDS
+
+    def retry_now(self) -> None:
+        """Forget the waiting: something changed that makes a try worth while."""
+        self.resume_at = 0.0
+
+    @property
+    def _rate(self) -> float:
+        """Requests a second."""
+        return self.requests_per_minute * self._share / 60
+
+    def _fill(self, now: float) -> None:
+        """Let the budget grow with time, up to a few seconds' worth."""
+        burst = max(1.0, self._rate * 2)
+        if self._filled_at == 0.0:
+            self._tokens = burst
+        self._tokens = min(burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
+        self._filled_at = now

@@ -1,0 +1,156 @@
+"""Queue, writer and flusher, wired: what both the daemon and a lone `agent flush` run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.chunk import DamagedChunkError, NewerChunkError
+from agent.clock import Clock
+from agent.errors import QueueError
+from agent.event import Checker
+from agent.flusher import Flusher, Options, Sender
+from agent.lock import QueueLock
+from agent.pace import Pace
+from agent.queue.disk import DiskQueue, prepare_directory
+from agent.server_clock import ServerClock
+from agent.settings import Settings
+from agent.token import TokenSource
+from agent.writer import Limits, Writer
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How a flush ended.
+
+    Attributes:
+        remaining: events that are still pending.
+        reason: why they are; None when none is.
+    """
+
+    remaining: int
+    reason: str | None
+
+
+class Pipeline:
+    """Everything behind the collector, for one queue directory.
+
+    Args:
+        settings: all of them.
+        clock: for time and waiting.
+        on_room: called when the queue becomes full, or has room again.
+
+    Raises:
+        AgentError: the queue cannot be used, and why.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, on_room: Callable[[], None] = lambda: None) -> None:
+        self._settings = settings
+        self.clock = clock
+        self._changed = threading.Event()
+        prepare_directory(settings.queue_dir)
+        self._lock = QueueLock(settings.queue_dir)
+        try:
+            self.queue = DiskQueue(settings.queue_dir, server=settings.server_url)
+        except BaseException:
+            self._lock.release()
+            raise
+        self.token = TokenSource.from_settings(settings)
+        self.server_clock = ServerClock(clock)
+        self.checker = Checker(
+            settings.future_tolerance,
+            personal_token=self.token.kind == "personal",
+            max_line_bytes=settings.max_line_bytes,
+        )
+        limits = Limits(
+            settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
+        )
+        self.writer = Writer(self.queue, limits, clock, on_commit=self._committed, on_room=on_room)
+        self.flusher = Flusher(
+            self.queue,
+            self.writer,
+            self._connect,
+            clock,
+            self.server_clock,
+            Pace(settings.requests_per_minute, settings.backoff_max),
+            Options(
+                settings.flush_interval,
+                settings.max_batch_events,
+                settings.max_batch_bytes,
+                settings.max_in_flight,
+            ),
+            token=self.token.current,
+        )
+
+    def start(self) -> None:
+        """Start the threads."""
+        self.writer.start()
+        self.flusher.start()
+
+    def stop(self) -> None:
+        """End the threads that run and let go of the queue; what is not delivered stays in it."""
+        if self.flusher.alive:
+            self.flusher.stop()
+        if self.writer.alive:
+            self.writer.stop()
+        self.queue.close()
+        self._lock.release()
+
+    def drain(self, seconds: float, give_up: Callable[[], bool] = lambda: False) -> Drained:
+        """Deliver what is pending, for at most `seconds`; ends early when only an operator can help.
+
+        Args:
+            seconds: how long at most.
+            give_up: asked now and then; True ends it.
+        """
+        deadline = self.clock.monotonic() + seconds
+        self.flusher.hurry()
+        try:
+            while True:
+                self._changed.clear()
+                pending = self.queue.books().pending
+                delivery = self.flusher.delivery
+                left = deadline - self.clock.monotonic()
+                if not pending or left <= 0 or give_up() or delivery.state == "blocked":
+                    return Drained(pending, self._why(pending) if pending else None)
+                self.clock.wait(self._changed, min(left, _LOOK_SECONDS))
+        finally:
+            self.flusher.relax()
+
+    def _why(self, pending: int) -> str:
+        """Say why events are still pending."""
+        delivery = self.flusher.delivery
+        if delivery.last_error is not None:
+            return delivery.last_error
+        if delivery.held and delivery.state == "idle":
+            return f"{pending} events wait until their own timestamps have passed"
+        return "there was not enough time"
+
+    def oldest_age(self) -> float | None:
+        """Return how long the oldest pending event has waited, seconds; None when none does."""
+        try:
+            oldest = self.queue.get(self.queue.first_key())
+        except (QueueError, DamagedChunkError, NewerChunkError):
+            return None
+        if oldest is None:
+            return None
+        return max(0.0, self.clock.wall() - oldest.arrived_ms / 1000)
+
+    def _committed(self, events: int) -> None:
+        """Tell those who wait for a commit; runs in the writer's thread."""
+        if events:
+            self.flusher.notify(events)
+        self._changed.set()
+
+    def _connect(self) -> Sender:
+        """Bring the HTTP library in, when the first request is due: the daemon starts without it."""
+        from agent.polar import PolarClient  # noqa: PLC0415
+
+        return PolarClient(
+            self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
+        )
+
+

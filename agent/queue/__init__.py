@@ -1,0 +1,187 @@
+"""The durable store between collector and flusher, as the rest of the agent sees it.
+
+A queue holds chunks in order of arrival under increasing integer keys, dead letters,
+and the ledger. It changes in one way only: `commit` applies one `Change` whole or not
+at all, and returns once it is durable. So whatever must be true together (a chunk and
+the count of accepted events; the end of an event and its place in the ledger) is.
+
+One thread commits; any thread reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from agent.chunk import Chunk
+
+__all__ = ["Books", "Change", "Chunk", "DeadLetter", "Queue", "Settlement"]
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that Polar refuses for good, with the reason.
+
+    Attributes:
+        id: its number, given by the queue; 0 before that.
+        event: the JSON line, as it was sent.
+        external_id: the event's idempotency key.
+        name: the event's name, for lists.
+        status: the HTTP status of the refusal.
+        reason: one line for people.
+        errors: what the server said of this event: type, location and message, without
+            its echo of the data.
+        attempts: how many requests carried the event.
+        first_attempt: when the first one was made, Unix seconds.
+        died_at: when it was given up, Unix seconds.
+        batch: the batch that was refused.
+    """
+
+    event: str
+    external_id: str
+    name: str
+    status: int
+    reason: str
+    errors: list[dict[str, object]]
+    attempts: int
+    first_attempt: float
+    died_at: float
+    batch: str
+    id: int = 0
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger and what belongs to it; always `accepted = pending + delivered + duplicates + dead + dropped`.
+
+    Attributes:
+        accepted: events ever taken.
+        refused: lines ever refused; not part of the balance.
+        delivered: events that Polar stored for us.
+        duplicates: events that Polar had already.
+        dead: dead letters; those that are retried or purged leave it again.
+        dropped: events dropped by an operator's choice.
+        bytes: size of the rows that hold pending events.
+        next_key: the key of the next chunk.
+        next_dead: the number of the next dead letter.
+    """
+
+    accepted: int = 0
+    refused: int = 0
+    delivered: int = 0
+    duplicates: int = 0
+    dead: int = 0
+    dropped: int = 0
+    bytes: int = 0
+    next_key: int = 1
+    next_dead: int = 1
+
+    @property
+    def pending(self) -> int:
+        """Events that are still on their way."""
+        return self.accepted - self.delivered - self.duplicates - self.dead - self.dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of some events of one chunk.
+
+    Attributes:
+        key: the chunk's key.
+        rest: what stays of the chunk; None when nothing does.
+        delivered: how many events Polar stored.
+        duplicates: how many Polar had already.
+        dead: those that it refuses for good.
+    """
+
+    key: int
+    rest: Chunk | None
+    delivered: int = 0
+    duplicates: int = 0
+    dead: Sequence[DeadLetter] = ()
+
+
+@dataclass(slots=True)
+class Change:
+    """What one transaction does.
+
+    Attributes:
+        appends: new chunks; their events are counted as accepted.
+        refused: lines refused.
+        dropped: events taken and dropped at once, by an operator's choice.
+        settlements: ends of events.
+        revived: dead letters, by number, whose events are pending again: in `requeued`.
+        requeued: chunks that hold the events of `revived`, each as it is or mended.
+        purged: dead letters, by number, that an operator throws away.
+    """
+
+    appends: list[Chunk] = field(default_factory=list)
+    refused: int = 0
+    dropped: int = 0
+    settlements: list[Settlement] = field(default_factory=list)
+    revived: Sequence[int] = ()
+    requeued: Sequence[Chunk] = ()
+    purged: Sequence[int] = ()
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to do."""
+        return bool(
+            self.appends or self.refused or self.dropped or self.settlements or self.revived or self.purged
+        )
+
+    def count(self, books: Books) -> Books:
+        """Return `books` with the counters of this change; sizes and keys are the store's to add."""
+        settled = self.settlements
+        dead = sum(len(settlement.dead) for settlement in settled)
+        return replace_books(
+            books,
+            accepted=books.accepted + sum(chunk.count for chunk in self.appends) + self.dropped,
+            refused=books.refused + self.refused,
+            delivered=books.delivered + sum(settlement.delivered for settlement in settled),
+            duplicates=books.duplicates + sum(settlement.duplicates for settlement in settled),
+            dead=books.dead + dead - len(self.revived) - len(self.purged),
+            dropped=books.dropped + self.dropped + len(self.purged),
+        )
+
+
+def replace_books(books: Books, **changes: int) -> Books:
+    """Return `books` with some numbers changed."""
+    return msgspec.structs.replace(books, **changes)
+
+
+class Queue(Protocol):
+    """What a store must do; `tests/contract/test_queue.py` holds every store to it."""
+
+    def commit(self, change: Change) -> Sequence[int]:
+        """Apply `change` whole and make it durable; return the keys of its new chunks.
+
+        Raises:
+            QueueError: nothing of it was applied.
+        """
+        ...
+
+    def books(self) -> Books:
+        """Return the books as of the last commit."""
+        ...
+
+    def first_key(self) -> int:
+        """Return the key of the oldest chunk, or of the next one when there is none."""
+        ...
+
+    def get(self, key: int) -> Chunk | None:
+        """Return the chunk of `key`, or None when it is settled.
+
+        Raises:
+            DamagedChunkError: the row is not what was written.
+            QueueError: the store cannot be read.
+        """
+        ...
+
+    def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
+        """Yield the dead letters of these numbers, or all, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the store."""
+        ...

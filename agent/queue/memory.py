@@ -1,0 +1,78 @@
+"""A queue in memory, for tests and for embedding: the same contract, durable for as long as the process lives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from agent.errors import QueueError
+from agent.queue import Books, Change, Chunk, DeadLetter, replace_books
+
+
+class MemoryQueue:
+    """Holds everything in two dictionaries."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: dict[int, Chunk] = {}
+        self._dead: dict[int, DeadLetter] = {}
+        self._books = Books()
+
+    def commit(self, change: Change) -> Sequence[int]:
+        """Apply `change` whole; return the keys of its new chunks.
+
+        Raises:
+            QueueError: it names a chunk or a dead letter that is not there; nothing was applied.
+        """
+        with self._lock:
+            for settlement in change.settlements:
+                if settlement.key not in self._chunks:
+                    raise QueueError("write the queue", "memory", f"there is no chunk {settlement.key}")
+            for number in (*change.revived, *change.purged):
+                if number not in self._dead:
+                    raise QueueError("write the queue", "memory", f"there is no dead letter {number}")
+            books = change.count(self._books)
+            key, dead = books.next_key, books.next_dead
+            keys = []
+            for new in (*change.appends, *change.requeued):
+                self._chunks[key] = new
+                keys.append(key)
+                key += 1
+            for settlement in change.settlements:
+                if settlement.rest is None:
+                    del self._chunks[settlement.key]
+                else:
+                    self._chunks[settlement.key] = settlement.rest
+                for letter in settlement.dead:
+                    self._dead[dead] = msgspec.structs.replace(letter, id=dead)
+                    dead += 1
+            for number in (*change.revived, *change.purged):
+                del self._dead[number]
+            size = sum(len(chunk.lines) for chunk in self._chunks.values())
+            self._books = replace_books(books, next_key=key, next_dead=dead, bytes=size)
+            return keys
+
+    def books(self) -> Books:
+        """Return the books as of the last commit."""
+        return self._books
+
+    def first_key(self) -> int:
+        """Return the key of the oldest chunk, or of the next one when there is none."""
+        with self._lock:
+            return min(self._chunks, default=self._books.next_key)
+
+    def get(self, key: int) -> Chunk | None:
+        """Return the chunk of `key`, or None when it is settled."""
+        return self._chunks.get(key)
+
+    def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
+        """Yield the dead letters of these numbers, or all, oldest first."""
+        with self._lock:
+            wanted = sorted(self._dead if ids is None else set(ids) & set(self._dead))
+            letters = [self._dead[number] for number in wanted]
+        yield from letters
+
+    def close(self) -> None:
+        """Let go of everything."""

@@ -1,0 +1,204 @@
+"""The quick check: proves in one call that a whole block of lines is fine, or says nothing. Pure.
+
+It knows a part of what Polar takes, and takes nothing that Polar refuses; everything
+else is left to `agent.refusal.full_check`. Where msgspec is laxer than the server,
+a guard below says so and how the gap is closed.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+ABSENT: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""Stands (as this very object) for a timestamp that the line does not carry."""
+
+_EARLIEST = datetime(2, 1, 1, tzinfo=UTC)  # an offset may take an earlier one before year 1: the server fails
+_EXTRA_CLOSERS = 400
+_MAX_INT_DIGITS = 4300
+_STRIDE = _MAX_INT_DIGITS // 2 - 1
+_UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+
+# 600 characters are at most 2,400 bytes: below what PostgreSQL's index takes uncompressed.
+_Id = Annotated[str, Meta(max_length=600)]
+_Name = Annotated[str, Meta(max_length=128)]
+_Text = Annotated[str, Meta(min_length=1, max_length=500)]
+_Time = Annotated[datetime, Meta(tz=True)]
+
+
+class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The common event: an external customer, flat metadata, nothing else."""
+
+    name: _Name
+    external_customer_id: _Id
+    external_id: _Id | None = ""
+    timestamp: _Time = ABSENT
+    parent_id: _Id | None = None
+    metadata: dict[str, _Text | int | float | bool] = {}  # noqa: RUF012  # msgspec makes a new one each time
+
+
+class _Object(msgspec.Struct, gc=False):
+    """`_cost` or `_llm`: which, its key tells."""
+
+    amount: int | float | str | UnsetType = UNSET
+    currency: Literal["usd"] | UnsetType = UNSET
+    vendor: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    prompt: str | None = None
+    response: str | None = None
+    input_tokens: int | UnsetType = UNSET
+    cached_input_tokens: int | UnsetType = UNSET
+    output_tokens: int | UnsetType = UNSET
+    total_tokens: int | UnsetType = UNSET
+
+
+class _Rich(msgspec.Struct, gc=False):
+    """Any event that the quick check knows; `_fine` looks at what its types cannot say."""
+
+    name: _Name
+    external_customer_id: _Id | UnsetType = UNSET
+    customer_id: str | UnsetType = UNSET
+    external_id: _Id | None = ""
+    timestamp: _Time = ABSENT
+    parent_id: _Id | None = None
+    metadata: dict[str, _Text | int | float | bool | _Object] | UnsetType = UNSET
+    member_id: UnsetType = UNSET
+    external_member_id: UnsetType = UNSET
+    organization_id: None = None
+
+
+Event = _Plain | _Rich
+"""What the quick check read of an event; `external_id` and `timestamp` are of use."""
+
+_plain = msgspec.json.Decoder(_Plain)
+_rich = msgspec.json.Decoder(_Rich)
+_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def check_block(block: bytes, lines: int) -> list[Any] | None:
+    """Return one `Event` for each line of `block` if all of them are fine, else None.
+
+    Args:
+        block: lines joined by newlines, each of them beginning with `{` and ending with `}`:
+            msgspec would also take two objects on one line, or one over two.
+        lines: how many lines these are.
+    """
+    events = _check_plain(block)
+    if events is None:
+        events = _check_rich(block, lines)
+    return events if events is not None and len(events) == lines else None
+
+
+def check_line(line: bytes) -> Event | None:
+    """Return the `Event` of one line if it is fine, else None."""
+    events = check_block(line, 1)
+    return None if events is None else events[0]
+
+
+def _check_plain(block: bytes) -> list[Any] | None:
+    """Check events that have known fields only; so msgspec reads, and checks, every byte."""
+    if b"\\" in block and b"\\u0000" in block:
+        return None  # the server refuses NUL, msgspec does not
+    try:
+        events = _plain.decode_lines(block)
+    except _ERRORS:
+        return None
+    # These two keys want an object, which the type of `metadata` here does not know.
+    if [1 for event in events if "_cost" in event.metadata or "_llm" in event.metadata]:
+        return None
+    return events
+
+
+def _check_rich(block: bytes, lines: int) -> list[Any] | None:
+    """Check events of any kind; what is in unknown fields, msgspec passes over with less care."""
+    if not _text_is_safe(block) or not _nesting_is_safe(block, lines):
+        return None
+    try:
+        events = _rich.decode_lines(block)
+    except _ERRORS:
+        return None
+    return events if all(map(_fine, events)) else None
+
+
+def _text_is_safe(block: bytes) -> bool:
+    """Close gaps in how msgspec reads text: what it skips, it does not decode."""
+    if not block.isascii():
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            return False
+    return b"\\u0000" not in block and not _has_long_number(block)
+
+
+def _has_long_number(block: bytes) -> bool:
+    """Tell whether an integer of more than 4,300 digits may be there (the server answers 400).
+
+    Such a run of digits covers two neighbouring points of a grid of half its length.
+    """
+    if len(block) <= _MAX_INT_DIGITS:
+        return False
+    grid = block[::_STRIDE]
+    return any(
+        block[point * _STRIDE : (point + 1) * _STRIDE].isdigit()
+        for point in range(len(grid) - 1)
+        if grid[point : point + 2].isdigit()
+    )
+
+
+def _nesting_is_safe(block: bytes, lines: int) -> bool:
+    """Tell that no line can be nested so deeply that readers of JSON differ."""
+    closers = block.count(b"}") + block.count(b"]")
+    return closers <= 3 * lines + _EXTRA_CLOSERS
+
+
+def _fine(event: _Rich) -> bool:
+    """Tell whether what the types of `_Rich` allow is what Polar takes."""
+    customer = event.customer_id
+    if event.external_customer_id is UNSET and (customer is UNSET or _UUID4.fullmatch(customer) is None):
+        return False
+    metadata = event.metadata
+    if metadata is UNSET:
+        return True
+    objects = 0
+    cost = metadata.get("_cost")
+    if cost is not None:
+        if type(cost) is not _Object or not _cost_is_fine(cost):
+            return False
+        objects += 1
+    llm = metadata.get("_llm")
+    if llm is not None:
+        if type(llm) is not _Object or not _llm_is_fine(llm):
+            return False
+        objects += 1
+    return sum(1 for value in metadata.values() if type(value) is _Object) == objects
+
+
+def _cost_is_fine(cost: _Object) -> bool:
+    """Tell that the amount surely has at most 5 digits before and 12 after the point."""
+    amount = cost.amount
+    if cost.currency is UNSET or amount is UNSET:
+        return False
+    if type(amount) is float:
+        text = repr(amount)
+        return len(text) <= 13 and "e" not in text and -100_000 < amount < 100_000
+    return type(amount) is int and -100_000 < amount < 100_000
+
+
+def _llm_is_fine(llm: _Object) -> bool:
+    """Tell that the five fields that Polar wants are there."""
+    return not (
+        llm.vendor is UNSET
+        or llm.model is UNSET
+        or llm.input_tokens is UNSET
+        or llm.output_tokens is UNSET
+        or llm.total_tokens is UNSET
+    )
+
+
+def earliest_is_safe(timestamps: list[datetime]) -> bool:
+    """Tell that no timestamp can fall before year 1 in UTC, where the server fails."""
+    return min(timestamps) >= _EARLIEST

@@ -1,0 +1,136 @@
+"""The full check of one line, and the words in which a producer is told what is wrong. Pure.
+
+`agent.schema` gives the errors that Polar would give, for both of its kinds of event;
+the producer is told one: the first of the kind that its line is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+JSON_TYPES = ("json_invalid",)
+_PAST = "Timestamp must be in the past"
+_METADATA_BRANCHES = frozenset({"constrained-str", "int", "float", "bool"})
+_TIMESTAMP_TYPES = ("datetime", "timezone", "date_")
+
+_MESSAGES = {
+    "missing": "this field is required",
+    "timestamp_in_future": "the timestamp is too far ahead of now",
+    "timestamp_invalid": "use RFC 3339 with an offset, such as 2026-01-31T12:00:00Z, or Unix seconds",
+    "metadata_value": "use a string of 1 to 500 characters, an integer, a finite number or a boolean",
+    "invalid_characters": "Polar takes no NUL character",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a line was refused.
+
+    Attributes:
+        type: a stable word, for programs.
+        loc: the path to the bad value within the event.
+        msg: for people; repeats nothing of the value.
+    """
+
+    type: str
+    loc: tuple[str | int, ...]
+    msg: str
+
+    def answer(self, line: int) -> bytes:
+        """Return the answer to the producer whose line of this number it was."""
+        error = {"type": self.type, "loc": list(self.loc), "msg": self.msg}
+        return json.dumps({"line": line, "error": error}, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What stamping must know of an accepted line."""
+
+    has_external_id: bool
+    timestamp: datetime | None
+
+
+def too_long(max_line_bytes: int) -> Refusal:
+    """Return the refusal of a line beyond the bound."""
+    return Refusal("too_long", (), f"the line is longer than max_line_bytes ({max_line_bytes})")
+
+
+def queue_full(reason: str) -> Refusal:
+    """Return the refusal, or the notice, for a queue that has no room."""
+    return Refusal("queue_full", (), reason)
+
+
+def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -> Facts | Refusal:
+    """Check one line as Polar would.
+
+    Args:
+        line: one line without blanks at its ends.
+        latest: the newest timestamp allowed, with its time zone.
+        personal_token: events go out with a person's token, which needs `organization_id`.
+    """
+    # Built on first use: the usual line never comes here, and the daemon starts sooner.
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from agent import schema  # noqa: PLC0415
+
+    try:
+        value = schema.parse_json(line.decode())
+    except UnicodeDecodeError as error:
+        return Refusal("json_invalid", (), f"not UTF-8 at byte {error.start + 1}")
+    except json.JSONDecodeError as error:
+        return Refusal("json_invalid", (), f"{error.msg} at character {error.pos + 1}")
+    except schema.BodyError as error:
+        return Refusal("json_invalid", (), str(error))
+    if not isinstance(value, dict):
+        return Refusal("json_invalid", (), "a line must be one JSON object")
+    try:
+        event = schema.parse_event(value, latest)
+        schema.check_poison(event)
+    except ValidationError as error:
+        return _explain(schema.errors_of(error), value)
+    except schema.PoisonError as error:
+        kind = "timestamp_invalid" if error.field == "timestamp" else "invalid_characters"
+        if "too long" in error.reason:
+            kind = "string_too_long"
+        elif "finite" in error.reason:
+            kind = "metadata_value"
+        return Refusal(kind, (error.field,), error.reason)
+    if personal_token and event.organization_id is None:
+        return Refusal("missing", ("organization_id",), "a personal access token needs organization_id")
+    if not personal_token and event.organization_id is not None:
+        return Refusal(
+            "not_allowed", ("organization_id",), "leave it out: an organization's token implies it"
+        )
+    return Facts(bool(event.external_id), event.timestamp)
+
+
+def _explain(errors: Any, event: Mapping[str, Any]) -> Refusal:
+    """Choose the error to tell from those of both branches."""
+    customer_id = event.get("customer_id")
+    by_id = event.get("external_customer_id") is None and customer_id is not None
+    branch = "EventCreateCustomer" if by_id else "EventCreateExternalCustomer"
+    for error in errors:
+        kind, loc = error["type"], error["loc"]
+        if loc and loc[0] != branch:
+            continue
+        return _refusal(kind, tuple(loc[1:]), error["msg"])
+    first = errors[0]
+    return _refusal(first["type"], tuple(first["loc"][1:]), first["msg"])
+
+
+def _refusal(kind: str, loc: tuple[str | int, ...], msg: str) -> Refusal:
+    """Translate one of the server's errors into our stable words."""
+    if loc[:1] == ("timestamp",):
+        if _PAST in msg:
+            kind = "timestamp_in_future"
+        elif kind.startswith(_TIMESTAMP_TYPES):
+            kind = "timestamp_invalid"
+    elif len(loc) == 3 and loc[0] == "metadata" and loc[2] in _METADATA_BRANCHES:
+        kind, loc = "metadata_value", loc[:2]
+    if kind == "value_error" and "invalid characters" in msg:
+        kind = "invalid_characters"
+    return Refusal(kind, loc, _MESSAGES.get(kind, msg))

@@ -1,0 +1,51 @@
+"""What the time is at Polar, learned from the `Date` headers of its answers.
+
+Polar refuses a timestamp that is ahead of its own clock, if only by a millisecond, so
+our clock being wrong must not matter. A `Date` header is cut to the second, so each
+answer gives an interval; their intersection becomes narrow. Within it, our own clock
+is believed. All is kept against monotonic time: a local clock that is set does no harm.
+"""
+
+from __future__ import annotations
+
+from agent.clock import Clock
+
+
+
+class ServerClock:
+    """The server's wall clock as far as it is known; any thread may ask."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._bounds: tuple[float, float] | None = None  # of server time minus monotonic time
+
+    def now(self) -> float:
+        """Return Unix time in seconds by the server's clock; by ours before any answer came."""
+        wall, bounds = self._clock.wall(), self._bounds
+        if bounds is None:
+            return wall
+        monotonic = self._clock.monotonic()
+        return monotonic + min(max(wall - monotonic, bounds[0]), bounds[1])
+
+    @property
+    def offset(self) -> float:
+        """How far the server is ahead of us, seconds."""
+        return self.now() - self._clock.wall()
+
+    def learn(self, server_time: float, sent_at: float, answered_at: float) -> None:
+        """Take one answer into account.
+
+        Args:
+            server_time: its `Date` header, Unix seconds.
+            sent_at: when the request went out, monotonic seconds.
+            answered_at: when the answer was there.
+        """
+        low, high = server_time - answered_at, server_time + 1 - sent_at
+        known = self._bounds
+        if known is not None:
+            both = (max(low, known[0]), min(high, known[1]))
+            if both[0] <= both[1]:
+                self._bounds = both
+                return
+            # One of the clocks was set, or they drifted apart: what was known is no longer true.
+        self._bounds = (low, high)

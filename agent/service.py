@@ -1,0 +1,173 @@
+"""The daemon: wires everything, starts it in order, stops it in order.
+
+Threads: collector (reads, checks), writer (commits, answers), flusher (decides what is
+sent), senders (one request each), api (answers commands), and the main thread, which
+waits for signals and sees that the others live.
+
+Stopping: listen no more and take what has arrived; make it durable and acknowledge it;
+deliver until `shutdown_timeout`; leave the rest on disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from agent import __version__
+from agent.clock import Clock
+from agent.collector.peers import AllowList
+from agent.collector.sockets import listen
+from agent.collector.unix import Collector
+from agent.logs import get
+from agent.operations import purge_dead, retry_dead
+from agent.pipeline import Pipeline
+from agent.settings import Settings
+from agent.stats import Snapshot
+
+_LOOK_SECONDS = 5.0
+_API_MODE = 0o600
+_MAX_FLUSH_SECONDS = 3600.0
+
+
+class Service:
+    """One daemon.
+
+    Args:
+        settings: all of them.
+        clock: for time and waiting.
+
+    Raises:
+        AgentError: it cannot start, and why.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._log = get("service")
+        self._started = clock.monotonic()
+        self._signals = 0
+        self._signalled = threading.Event()
+        allowed = AllowList(settings.allowed_users, settings.allowed_groups)
+        self._pipeline = Pipeline(settings, clock, on_room=lambda: self._collector.room_changed())
+        try:
+            bound = listen(settings.socket_path, mode=settings.socket_mode, group=settings.socket_group)
+        except BaseException:
+            self._pipeline.queue.close()
+            raise
+        self._collector = Collector(
+            bound,
+            self._pipeline.checker,
+            self._pipeline.writer,
+            clock,
+            server_now=self._pipeline.server_clock.now,
+            max_line_bytes=settings.max_line_bytes,
+            max_connections=settings.max_connections,
+            allowed=allowed,
+            drop_when_full=settings.when_full == "drop_newest",
+        )
+
+    def run(self) -> int:
+        """Serve until a signal comes; return the exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        _raise_file_limit()
+        self._pipeline.start()
+        self._collector.start()
+        settings = self._settings
+        self._log.info(
+            "ready",
+            version=__version__,
+            pid=os.getpid(),
+            socket=str(settings.socket_path),
+            queue=str(settings.queue_dir),
+            server=settings.server_url,
+            pending=self._pipeline.queue.books().pending,
+        )
+        problem = self._pipeline.token.problem
+        if problem:
+            self._log.error("nothing can be delivered: events stay in the queue", reason=problem)
+        # After the socket, since the HTTP server takes its time to be imported.
+        from agent.api import Api  # noqa: PLC0415
+
+        api = Api(
+            listen(settings.api_socket_path, mode=_API_MODE),
+            {
+                "GET /status": lambda _query, _body: self.snapshot().document(),
+                "POST /flush": self._flush,
+                "POST /dead/retry": lambda _query, body: retry_dead(self._pipeline, body),
+                "POST /dead/purge": lambda _query, body: purge_dead(self._pipeline, body),
+            },
+        )
+        api.start()
+        # What was made so far stays: the collector of garbage need not look at it again.
+        gc.collect()
+        gc.freeze()
+        code = 0
+        while not self._signalled.wait(_LOOK_SECONDS):
+            dead = self._dead_thread()
+            if dead is not None:
+                self._log.error("a thread has died: stopping", thread=dead)
+                code = 1
+                break
+        self._stop()
+        api.stop()
+        return code
+
+    def snapshot(self) -> Snapshot:
+        """Return how everything stands."""
+        pipeline = self._pipeline
+        return Snapshot(
+            self._settings.queue_dir,
+            pipeline.queue.books(),
+            pipeline.oldest_age(),
+            pipeline.flusher.delivery,
+            os.getpid(),
+            self._clock.monotonic() - self._started,
+        )
+
+    def _stop(self) -> None:
+        """Stop everything in order."""
+        pipeline = self._pipeline
+        self._log.info("stopping", pending=pipeline.queue.books().pending)
+        self._collector.stop()
+        pipeline.drain(self._settings.shutdown_timeout, give_up=lambda: self._signals > 1)
+        pipeline.stop()
+        self._collector.close()
+        pending = pipeline.queue.books().pending
+        self._log.info("stopped", pending=pending)
+
+    def _dead_thread(self) -> str | None:
+        """Return the name of a thread that should live and does not."""
+        pipeline = self._pipeline
+        parts = {"collector": self._collector, "writer": pipeline.writer, "flusher": pipeline.flusher}
+        return next((name for name, part in parts.items() if not part.alive), None)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Ask the main thread to stop; a second signal ends the waiting for deliveries."""
+        self._signals += 1
+        self._signalled.set()
+
+    # -- the local API -----------------------------------------------------------------
+
+    def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:  # noqa: ARG002
+        """Deliver everything now."""
+        seconds = float(query.get("timeout", "60"))
+        drained = self._pipeline.drain(
+            min(max(seconds, 0.0), _MAX_FLUSH_SECONDS), give_up=self._signalled.is_set
+        )
+        return {"remaining": drained.remaining, "reason": drained.reason}
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return

@@ -1,0 +1,296 @@
+"""The one thread that changes the queue: group commit.
+
+It takes everything that waits, from all sources and from the flusher, makes one
+transaction of it, and only then tells those who wait. While one transaction syncs,
+the next one gathers; so there is no delay for the sake of gathering.
+
+When the disk refuses, appends wait here and are tried again; nobody was told that
+they are safe. Settlements are tried without them, so that a full disk can drain.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from agent import chunk
+from agent.clock import Clock
+from agent.errors import QueueError
+from agent.logs import get
+from agent.queue import Change, Chunk, Queue, Settlement
+
+_MAX_WAITING_BYTES = 8 << 20
+_ROOM_CHECK_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Append:
+    """Checked lines of one source, to be made durable.
+
+    Attributes:
+        lines: accepted lines that are due, joined by newlines.
+        count: how many these are.
+        held: accepted lines that are not due yet, with their moments in Unix milliseconds.
+        refused: how many lines were refused beside them.
+        dropped: how many fine lines were dropped, since the queue is full.
+        done: called in the writer's thread once all this is durable; False when the agent
+            stopped before it was.
+    """
+
+    lines: bytes
+    count: int
+    held: list[tuple[int, bytes]]
+    refused: int
+    dropped: int
+    done: Callable[[bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the queue may hold."""
+
+    max_bytes: int
+    reserve_bytes: int
+    directory: Path
+    when_full: Literal["block", "drop_newest"] = "block"
+
+
+@dataclass(slots=True)
+class _Request:
+    """A change that its maker waits for."""
+
+    change: Change
+    finished: threading.Event = field(default_factory=threading.Event)
+    error: QueueError | None = None
+
+
+class Writer:
+    """Commits what it is given, in order.
+
+    Args:
+        queue: the store; no one else commits to it.
+        limits: what makes the queue full.
+        clock: for the time of arrival and for waiting.
+        on_commit: called in the writer's thread after each commit with the number of events
+            that were added.
+        on_room: called in the writer's thread when `full` changes.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        limits: Limits,
+        clock: Clock,
+        *,
+        on_commit: Callable[[int], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self._queue = queue
+        self._limits = limits
+        self._clock = clock
+        self._on_commit = on_commit
+        self._on_room = on_room
+        self._log = get("writer")
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._room = threading.Event()
+        self._room.set()
+        self._appends: list[Append] = []
+        self._settlements: list[Settlement] = []
+        self._requests: list[_Request] = []
+        self._waiting_bytes = 0
+        self._stopping = False
+        self._next_room_check = 0.0
+        self._trouble: str | None = None
+        self.full: str | None = None
+        self.beat = clock.monotonic()
+        self._thread = threading.Thread(target=self._run, name="writer")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what waits, then end; appends that the disk refuses are given up unacknowledged."""
+        self._stopping = True
+        self._work.set()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    def append(self, append: Append) -> None:
+        """Queue lines for the next commit; returns at once."""
+        with self._lock:
+            self._appends.append(append)
+            self._waiting_bytes += len(append.lines)
+            if self._waiting_bytes > _MAX_WAITING_BYTES:
+                self._room.clear()
+        self._work.set()
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """Wait until not too much waits for the disk."""
+        return self._room.is_set() or self._clock.wait(self._room, seconds)
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Queue ends of events for the next commit; returns at once."""
+        with self._lock:
+            self._settlements.extend(settlements)
+        self._work.set()
+
+    def apply(self, change: Change) -> None:
+        """Commit `change` and wait for it.
+
+        Raises:
+            QueueError: it was not applied.
+        """
+        request = _Request(change)
+        with self._lock:
+            if self._stopping:
+                raise QueueError("change the queue", "daemon", "it is stopping", "try again when it runs")
+            self._requests.append(request)
+        self._work.set()
+        request.finished.wait()
+        if request.error is not None:
+            raise request.error
+
+    def _run(self) -> None:
+        """Step until told to stop and all is written."""
+        while True:
+            wait = _ROOM_CHECK_SECONDS if self.full or self._trouble else None
+            self._clock.wait(self._work, wait)
+            self._work.clear()
+            stopping = self._stopping
+            self.step()
+            if stopping and (self._trouble or not self._anything_waits()):
+                break
+            if self._trouble and not self._stopping:
+                self._clock.wait(self._work, _RETRY_SECONDS)
+        for append in self._appends:
+            append.done(False)
+
+    def _anything_waits(self) -> bool:
+        """Tell whether there is something to commit."""
+        with self._lock:
+            return bool(self._appends or self._settlements or self._requests)
+
+    def step(self) -> None:
+        """Commit everything that waits, once."""
+        self.beat = self._clock.monotonic()
+        with self._lock:
+            appends, self._appends = self._appends, []
+            settlements, self._settlements = self._settlements, []
+            requests, self._requests = self._requests, []
+        for request in requests:
+            self._answer(request)
+        change = self._change(appends)
+        change.settlements = settlements
+        if change:
+            try:
+                self._queue.commit(change)
+            except QueueError as error:
+                self._refused_by_disk(error, appends, settlements)
+                return
+        if self._trouble is not None:
+            self._log.info("queue can be written again")
+            self._trouble = None
+        self._release(appends)
+        if change:
+            self._on_commit(sum(new.count for new in change.appends))
+        self._check_room()
+        for append in appends:
+            append.done(True)
+
+    def _change(self, appends: list[Append]) -> Change:
+        """Make one change of what the sources gave."""
+        now_ms = int(self._clock.wall() * 1000)
+        change = Change(
+            refused=sum(append.refused for append in appends),
+            dropped=sum(append.dropped for append in appends),
+        )
+        groups = [(append.lines, append.count) for append in appends if append.count]
+        held = [item for append in appends for item in append.held]
+        change.appends = chunk.pack(groups, now_ms)
+        if held:
+            held.sort(key=lambda item: item[0])
+            # One chunk for each second of due time: an event waits for its chunk's last one.
+            seconds: dict[int, list[tuple[int, bytes]]] = {}
+            for item in held:
+                seconds.setdefault(item[0] // 1000, []).append(item)
+            for items in seconds.values():
+                for start in range(0, len(items), chunk.MAX_EVENTS):
+                    some = items[start : start + chunk.MAX_EVENTS]
+                    lines = b"\n".join(line for _, line in some)
+                    change.appends.append(Chunk(lines, len(some), now_ms, some[-1][0]))
+        return change
+
+    def _release(self, appends: list[Append]) -> None:
+        """Give the room of committed lines back."""
+        with self._lock:
+            self._waiting_bytes -= sum(len(append.lines) for append in appends)
+            if self._waiting_bytes <= _MAX_WAITING_BYTES:
+                self._room.set()
+
+    def _refused_by_disk(
+        self, error: QueueError, appends: list[Append], settlements: list[Settlement]
+    ) -> None:
+        """Keep what could not be written; write the settlements alone if that is possible."""
+        if self._trouble is None:
+            self._log.error("queue cannot be written", reason=error.reason, hint=error.hint)
+        self._trouble = error.reason
+        if settlements and appends:
+            try:
+                self._queue.commit(Change(settlements=settlements))
+                settlements = []
+            except QueueError:
+                pass
+        with self._lock:
+            self._appends[:0] = appends
+            self._settlements[:0] = settlements
+        self._set_full(f"the queue cannot be written: {error.reason}")
+
+    def _answer(self, request: _Request) -> None:
+        """Apply a change that somebody waits for."""
+        try:
+            self._queue.commit(request.change)
+        except QueueError as error:
+            request.error = error
+        request.finished.set()
+        if request.error is None:
+            self._on_commit(sum(new.count for new in request.change.requeued))
+
+    def _check_room(self) -> None:
+        """See whether the queue is full, now and then while it is not, at every step while it is."""
+        limits = self._limits
+        stored = self._queue.books().bytes
+        if stored >= limits.max_bytes:
+            self._set_full(f"the queue holds {stored} bytes; queue_max_bytes is {limits.max_bytes}")
+            return
+        now = self._clock.monotonic()
+        if self.full is None and now < self._next_room_check:
+            return
+        self._next_room_check = now + _ROOM_CHECK_SECONDS
+        disk = os.statvfs(limits.directory)
+        free = disk.f_bavail * disk.f_frsize
+        if free < limits.reserve_bytes:
+            self._set_full(f"the disk has {free} bytes free; disk_reserve_bytes is {limits.reserve_bytes}")
+        else:
+            self._set_full(None)
+
+    def _set_full(self, reason: str | None) -> None:
+        """Change `full`; tell those who wait for it when it changes between full and not."""
+        changed = (reason is None) != (self.full is None)
+        self.full = reason
+        if changed:
+            if reason is None:
+                self._log.info("queue has room again")
+            else:
+                self._log.warning("queue is full: producers wait", reason=reason)
+            self._on_room()
