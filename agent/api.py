@@ -11,13 +11,15 @@ import socketserver
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from agent import __version__
-from agent.collector.sockets import BoundSocket
 from agent.errors import AgentError
 from agent.logs import get
+
+if TYPE_CHECKING:
+    from agent.collector.sockets import BoundSocket
 
 MAX_BODY = 64 << 20
 _TIMEOUT_SECONDS = 10
@@ -82,7 +84,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         request.close()
         self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that went away in mid-request is no news."""
 
 
@@ -121,9 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(500, {"error": "failed", "detail": error.reason, "hint": error.hint})
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a mistake of ours must not end the daemon
             get("api").exception("a request to the local API failed", path=url.path)
-            self._send(500, {"error": "failed", "detail": type(error).__name__, "hint": "see the daemon's log"})
+            self._send(
+                500, {"error": "failed", "detail": type(error).__name__, "hint": "see the daemon's log"}
+            )
 
     def _send(self, status: int, document: dict[str, Any]) -> None:
         data = json.dumps(document).encode()
@@ -133,5 +137,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the library's name
         """Local calls are not logged."""

@@ -8,11 +8,14 @@ its chunk, so that the chunk can be settled in pieces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from agent.chunk import Chunk
 from agent.queue import DeadLetter, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 _HEAD, _TAIL = b'{"events":[', b"]}"
 OVERHEAD = len(_HEAD) + len(_TAIL)
@@ -115,6 +118,7 @@ class Batch:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
+        """Add up."""
         self.events = sum(len(part.places) for part in self.parts)
         self.size = OVERHEAD + sum(part.size + 1 for part in self.parts) - 1
 

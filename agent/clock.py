@@ -7,9 +7,11 @@ replace waiting by a fake one.
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import threading
 
 
 class Clock(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import DaemonError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _CONNECT_SECONDS = 5.0
 
@@ -28,7 +30,9 @@ class _UnixConnection(HTTPConnection):
         self.sock.settimeout(self.timeout)
 
 
-def call(path: Path, method: str, target: str, body: Any = None, *, timeout: float = 30.0) -> dict[str, Any] | None:
+def call(
+    path: Path, method: str, target: str, body: Any = None, *, timeout: float = 30.0
+) -> dict[str, Any] | None:
     """Call the daemon.
 
     Args:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from agent import chunk
-from agent.event import Checker
 from agent.queue import Change, Chunk, DeadLetter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from agent.event import Checker
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ class AgentError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
+        """Return everything, the hint on a line of its own."""
         text = f"cannot {self.operation}: {self.subject}: {self.reason}"
         return f"{text}\n  {self.hint}" if self.hint else text
 

@@ -11,11 +11,10 @@ A line that a producer wrote is kept as it is, digit for digit; what it lacks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +22,9 @@ from agent import quick
 from agent.framing import Segment, _TooLong
 from agent.ids import BLOCK, suffixes, uuid7_block, uuid7_prefix
 from agent.refusal import Facts, Refusal, full_check, too_long
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BLANK = b" \t\r\n"
 _ids_of = attrgetter("external_id")
@@ -163,9 +165,7 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
         return None
     times = list(map(_times_of, events))
     missing_times = times.count(quick.ABSENT)
-    if missing_times != count and not (
-        quick.earliest_is_safe(times) and max(times).timestamp() <= now
-    ):
+    if missing_times != count and not (quick.earliest_is_safe(times) and max(times).timestamp() <= now):
         return None
     missing_ids = sum(1 for known in map(_ids_of, events) if not known)
     if missing_ids or missing_times:
@@ -190,7 +190,7 @@ def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> bytes:
     """Write ids, and times if wanted, into lines that all lack them.
 
     Args:
-        parts: the lines, cut at the bytes `}\\n{` between them.
+        parts: the lines, cut at the brace, newline and brace between them.
         now: the time of receipt.
         with_time: the lines lack a timestamp, too.
     """

@@ -16,10 +16,9 @@ import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -27,13 +26,17 @@ from agent import refusal
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.batch import Backlog, Batch, Lease
 from agent.chunk import DamagedChunkError, NewerChunkError
-from agent.clock import Clock
 from agent.logs import get
 from agent.pace import Pace, retry_after
 from agent.queue import DeadLetter, Queue
-from agent.server_clock import ServerClock
 from agent.verdict import Action, Fault, Verdict, judge
-from agent.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.clock import Clock
+    from agent.server_clock import ServerClock
+    from agent.writer import Writer
 
 _FAR = datetime(9999, 12, 31, tzinfo=UTC)
 _MAX_SUSPECTS = 4
@@ -112,11 +115,11 @@ class Flusher:
         store: Queue,
         writer: Writer,
         connect: Callable[[], Sender],
+        *,
         clock: Clock,
         server_clock: ServerClock,
         pace: Pace,
         options: Options,
-        *,
         token: Callable[[], str | None],
     ) -> None:
         self._store = store
@@ -305,8 +308,11 @@ class Flusher:
         try:
             chunk = self._store.get(key)
         except (DamagedChunkError, NewerChunkError) as error:
-            self._log.error("a chunk of the queue cannot be read: its events stay where they are",
-                            chunk=key, reason=str(error))
+            self._log.error(
+                "a chunk of the queue cannot be read: its events stay where they are",
+                chunk=key,
+                reason=str(error),
+            )
             return
         if chunk is None:
             return
@@ -353,7 +359,9 @@ class Flusher:
         """Start one more sender thread; the first one brings the HTTP library in."""
         if self._sender is None:
             self._sender = self._connect()
-        thread = threading.Thread(target=self._serve, args=(self._sender,), name=f"sender-{len(self._senders)}")
+        thread = threading.Thread(
+            target=self._serve, args=(self._sender,), name=f"sender-{len(self._senders)}"
+        )
         thread.start()
         self._senders.append(thread)
 
@@ -397,7 +405,7 @@ class Flusher:
             else:
                 self._carry_out(result.batch, judge(result.outcome, result.batch.events), result.outcome)
 
-    def _carry_out(self, batch: Batch, verdict: Verdict, outcome: Outcome) -> None:
+    def _carry_out(self, batch: Batch, verdict: Verdict, outcome: Outcome) -> None:  # noqa: C901  # a table
         """Do what a verdict says."""
         now = self._clock.monotonic()
         asked = 0.0
@@ -451,8 +459,12 @@ class Flusher:
         if trouble != self._trouble:
             self._trouble = trouble
             tell = self._log.error if verdict.action is Action.HOLD else self._log.warning
-            tell("nothing is delivered: events stay in the queue", reason=verdict.reason, hint=verdict.hint,
-                 next_attempt_in_seconds=round(wait, 1))
+            tell(
+                "nothing is delivered: events stay in the queue",
+                reason=verdict.reason,
+                hint=verdict.hint,
+                next_attempt_in_seconds=round(wait, 1),
+            )
 
     def _sift(self, batch: Batch, verdict: Verdict) -> None:
         """Bury or hold the named events; send the rest again."""
@@ -489,7 +501,9 @@ class Flusher:
             self._refusals += 1
             self._put_aside(batch, self._clock.monotonic(), self._pace.backoff_max / 4)
         if self._refusals > _REFUSALS_BEFORE_HOLD:
-            hold = Verdict(Action.HOLD, f"{verdict.reason}, whatever we send", "see what stands between us and Polar")
+            hold = Verdict(
+                Action.HOLD, f"{verdict.reason}, whatever we send", "see what stands between us and Polar"
+            )
             self._in_trouble(hold, self._pace.hold(self._clock.monotonic()))
 
     def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float) -> None:
@@ -529,8 +543,14 @@ class Flusher:
             _dead_letter(batch.line(index), fault, batch, status, now) for index, fault in enumerate(faults)
         ]
         self._writer.settle(batch.settlements(dead=letters))
-        self._log.warning("events became dead letters", count=len(letters), status=status, batch=batch.id,
-                          reason=faults[0].reason, hint="see `agent dead list`")
+        self._log.warning(
+            "events became dead letters",
+            count=len(letters),
+            status=status,
+            batch=batch.id,
+            reason=faults[0].reason,
+            hint="see `agent dead list`",
+        )
 
     # -- status ------------------------------------------------------------------------
 

@@ -111,4 +111,3 @@ class Framer:
         if good:
             segments.append(b"".join(good))
         return segments
-

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.errors import QueueError, QueueLockedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NAME = "lock"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.dead import revive
-from agent.pipeline import Pipeline
 from agent.queue import Change
+
+if TYPE_CHECKING:
+    from agent.pipeline import Pipeline
 
 
 def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
     ids = _ids(body)
     edits = body.get("edits") or {}
     if not isinstance(edits, dict):
-        raise ValueError("edits must be an object")
+        raise ValueError("edits must be an object")  # noqa: TRY004  # a caller's mistake, told as such
     revival = revive(
         pipeline.queue.dead_letters(ids),
         {int(number): str(line).encode() for number, line in edits.items()},

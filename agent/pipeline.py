@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.chunk import DamagedChunkError, NewerChunkError
-from agent.clock import Clock
 from agent.errors import QueueError
 from agent.event import Checker
 from agent.flusher import Flusher, Options, Sender
@@ -15,9 +14,14 @@ from agent.lock import QueueLock
 from agent.pace import Pace
 from agent.queue.disk import DiskQueue, prepare_directory
 from agent.server_clock import ServerClock
-from agent.settings import Settings
 from agent.token import TokenSource
 from agent.writer import Limits, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.clock import Clock
+    from agent.settings import Settings
 
 _LOOK_SECONDS = 0.2
 
@@ -73,10 +77,10 @@ class Pipeline:
             self.queue,
             self.writer,
             self._connect,
-            clock,
-            self.server_clock,
-            Pace(settings.requests_per_minute, settings.backoff_max),
-            Options(
+            clock=clock,
+            server_clock=self.server_clock,
+            pace=Pace(settings.requests_per_minute, settings.backoff_max),
+            options=Options(
                 settings.flush_interval,
                 settings.max_batch_events,
                 settings.max_batch_bytes,
@@ -147,10 +151,8 @@ class Pipeline:
 
     def _connect(self) -> Sender:
         """Bring the HTTP library in, when the first request is due: the daemon starts without it."""
-        from agent.polar import PolarClient  # noqa: PLC0415
+        from agent.polar import PolarClient  # noqa: PLC0415  # see above
 
         return PolarClient(
             self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
         )
-
-

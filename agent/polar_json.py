@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 MAX_DEPTH = 910
-"""Levels of arrays and objects that `parse_json` takes.
+"""Levels of arrays and objects that an event may have.
 
 The server took an event of 901 levels and failed at some 2,000, so this must not be
 less than 901. It cannot be much more: Python 3.11 counts the levels against the same
@@ -37,11 +37,15 @@ class BodyError(ValueError):
         self.status = status
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, levels: int = MAX_DEPTH) -> Any:
     """Read JSON as the server does, on every version of Python alike.
 
     It takes what Python's parser takes: `NaN`, `Infinity`, `1e400`, lone surrogates, and
     of equal keys the last.
+
+    Args:
+        text: the JSON.
+        levels: how many levels of arrays and objects are taken.
 
     Raises:
         json.JSONDecodeError: no JSON; `pos` is the offset that the server reports.
@@ -56,9 +60,9 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         raise BodyError(f"an integer has more than {MAX_INT_DIGITS} digits") from error
     except RecursionError:
-        raise _too_deep(text) from None
-    if _deeper_than(value, MAX_DEPTH):
-        raise _too_deep(text)
+        raise _too_deep(text, levels) from None
+    if _deeper_than(value, levels):
+        raise _too_deep(text, levels)
     return value
 
 
@@ -101,7 +105,7 @@ def _deeper_than(value: Any, levels: int) -> bool:
     return bool(level)
 
 
-def _too_deep(text: str) -> BodyError:
+def _too_deep(text: str, levels: int) -> BodyError:
     depth = deepest = 0
     in_string = escaped = False
     for char in text:
@@ -119,4 +123,4 @@ def _too_deep(text: str) -> BodyError:
             deepest = max(deepest, depth)
         elif char in "]}":
             depth -= 1
-    return BodyError(f"nested deeper than {MAX_DEPTH} levels", status=400 if deepest > _FATAL_DEPTH else 500)
+    return BodyError(f"nested deeper than {levels} levels", status=400 if deepest > _FATAL_DEPTH else 500)

@@ -38,7 +38,7 @@ class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     external_id: _Id | None = ""
     timestamp: _Time = ABSENT
     parent_id: _Id | None = None
-    metadata: dict[str, _Text | int | float | bool] = {}  # noqa: RUF012  # msgspec makes a new one each time
+    metadata: dict[str, _Text | int | float | bool] = {}  # msgspec makes a new one each time
 
 
 class _Object(msgspec.Struct, gc=False):

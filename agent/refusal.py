@@ -7,10 +7,12 @@ the producer is told one: the first of the kind that its line is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 JSON_TYPES = ("json_invalid",)
 _PAST = "Timestamp must be in the past"
@@ -64,7 +66,7 @@ def queue_full(reason: str) -> Refusal:
     return Refusal("queue_full", (), reason)
 
 
-def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -> Facts | Refusal:
+def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -> Facts | Refusal:  # noqa: C901, PLR0911  # one return a reason
     """Check one line as Polar would.
 
     Args:

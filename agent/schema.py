@@ -39,7 +39,6 @@ from agent.pglz import compressed_size
 from agent.polar_json import MAX_DEPTH, MAX_INT_DIGITS, BodyError, parse_json
 
 __all__ = [
-    "EVENTS",
     "MAX_DEPTH",
     "MAX_INT_DIGITS",
     "BodyError",
@@ -174,9 +173,6 @@ class EventCreateExternalCustomer(EventCreate):
 
 Event = EventCreateCustomer | EventCreateExternalCustomer
 """An accepted event. The class tells which kind of customer id counts."""
-
-EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[Event])
-"""Validates a whole batch at once; takes the newest timestamp allowed as context."""
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 

@@ -8,8 +8,10 @@ is believed. All is kept against monotonic time: a local clock that is set does 
 
 from __future__ import annotations
 
-from agent.clock import Clock
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from agent.clock import Clock
 
 
 class ServerClock:

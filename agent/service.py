@@ -15,19 +15,22 @@ import os
 import resource
 import signal
 import threading
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
-from agent.clock import Clock
 from agent.collector.peers import AllowList
 from agent.collector.sockets import listen
 from agent.collector.unix import Collector
 from agent.logs import get
 from agent.operations import purge_dead, retry_dead
 from agent.pipeline import Pipeline
-from agent.settings import Settings
 from agent.stats import Snapshot
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from agent.clock import Clock
+    from agent.settings import Settings
 
 _LOOK_SECONDS = 5.0
 _API_MODE = 0o600
@@ -53,7 +56,7 @@ class Service:
         self._signals = 0
         self._signalled = threading.Event()
         allowed = AllowList(settings.allowed_users, settings.allowed_groups)
-        self._pipeline = Pipeline(settings, clock, on_room=lambda: self._collector.room_changed())
+        self._pipeline = Pipeline(settings, clock, on_room=self._room_changed)
         try:
             bound = listen(settings.socket_path, mode=settings.socket_mode, group=settings.socket_group)
         except BaseException:
@@ -141,21 +144,31 @@ class Service:
         pending = pipeline.queue.books().pending
         self._log.info("stopped", pending=pending)
 
+    def _room_changed(self) -> None:
+        """Tell the collector, which is made after the writer."""
+        self._collector.room_changed()
+
     def _dead_thread(self) -> str | None:
         """Return the name of a thread that should live and does not."""
         pipeline = self._pipeline
-        parts = {"collector": self._collector, "writer": pipeline.writer, "flusher": pipeline.flusher}
-        return next((name for name, part in parts.items() if not part.alive), None)
+        alive = {
+            "collector": self._collector.alive,
+            "writer": pipeline.writer.alive,
+            "flusher": pipeline.flusher.alive,
+        }
+        return next((name for name, lives in alive.items() if not lives), None)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Ask the main thread to stop; a second signal ends the waiting for deliveries."""
+        del number, frame
         self._signals += 1
         self._signalled.set()
 
     # -- the local API -----------------------------------------------------------------
 
-    def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:  # noqa: ARG002
+    def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
         """Deliver everything now."""
+        del body
         seconds = float(query.get("timeout", "60"))
         drained = self._pipeline.drain(
             min(max(seconds, 0.0), _MAX_FLUSH_SECONDS), give_up=self._signalled.is_set

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
-from agent.flusher import Delivery
-from agent.queue import Books
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.flusher import Delivery
+    from agent.queue import Books
 
 
 @dataclass(frozen=True, slots=True)

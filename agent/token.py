@@ -97,13 +97,16 @@ def _read(path: Path) -> _Reading:
     """Read the token file; raises OSError."""
     # O_NONBLOCK: opening a pipe would else wait for a writer, for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # The stamp is older than the contents, so a change in between is seen next time.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             reason = "is no regular file; write the token to a file, and set access_token_file to its path"
             return _Reading(None, None, f"{_named(path)} {reason}")
-        content = file.read(_MOST_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - Path.open takes no descriptor
+            content = file.read(_MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
     stamp = _stamp(status)
     if len(content) > _MOST_BYTES:
         return _Reading(stamp, None, f"{_named(path)} is too large for a token; let it hold the token alone")

@@ -7,12 +7,14 @@ asks for time, or says that something other than the events is wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from agent.answer import Answer, NoAnswer, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 MAX_REASON = 200
 _PAST = "Timestamp must be in the past"
@@ -85,19 +87,23 @@ class _Row:
     suspect: bool = False
 
 
-_TOKEN_HINT = "check POLAR_ACCESS_TOKEN, and that it belongs to this environment (production or sandbox)"
+_TOKEN_HINT = "check POLAR_ACCESS_TOKEN, and that it belongs to this environment (production or sandbox)"  # noqa: S105
 _URL_HINT = "check base_url and environment: this does not look like Polar's events API"
 
 TABLE: dict[int, _Row] = {
     400: _Row(Action.SPLIT, "the server could not read the request"),
     401: _Row(Action.HOLD, "the server does not accept the token", _TOKEN_HINT),
     403: _Row(
-        Action.HOLD, "the token may not write events", "give the token the scope events:write, then wait a minute"
+        Action.HOLD,
+        "the token may not write events",
+        "give the token the scope events:write, then wait a minute",
     ),
     404: _Row(Action.HOLD, "there is no such address on the server", _URL_HINT),
     405: _Row(Action.HOLD, "the server takes no events at this address", _URL_HINT),
     408: _Row(Action.RETRY, "the server gave up waiting for the request"),
-    411: _Row(Action.HOLD, "the server asks for a Content-Length", "something between us and Polar removes it"),
+    411: _Row(
+        Action.HOLD, "the server asks for a Content-Length", "something between us and Polar removes it"
+    ),
     413: _Row(Action.SPLIT, "the request is too large for the server"),
     425: _Row(Action.RETRY, "the server asks for the request again, later"),
     429: _Row(Action.THROTTLE, "the server's rate limit is used up"),
@@ -150,7 +156,8 @@ def _by_class(answer: Answer) -> _Row:
 def _ok(answer: Answer, events: int) -> Verdict:
     """Read a 200: the sums must be those of the batch."""
     body = _json(answer.body)
-    inserted, duplicates = (body.get("inserted"), body.get("duplicates")) if isinstance(body, dict) else (None, None)
+    sums = body if isinstance(body, dict) else {}
+    inserted, duplicates = sums.get("inserted"), sums.get("duplicates")
     if not _is_count(inserted) or not _is_count(duplicates):
         # A proxy's welcome page, say: whether Polar saw the batch, the next answer tells.
         return Verdict(Action.RETRY, "200, but the answer is not Polar's", _URL_HINT, status=200)
@@ -165,7 +172,7 @@ def _ok(answer: Answer, events: int) -> Verdict:
     return Verdict(Action.SETTLE, delivered=inserted, duplicates=duplicates, status=200)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
@@ -181,7 +188,9 @@ def _invalid(answer: Answer, events: int) -> Verdict:
     faults = {index: _fault(errors) for index, errors in by_event.items() if index < events}
     if not faults:
         return Verdict(Action.SPLIT, "422: the server refuses the batch and names no event", status=422)
-    return Verdict(Action.SIFT, f"422: the server refuses {len(faults)} of {events}", faults=faults, status=422)
+    return Verdict(
+        Action.SIFT, f"422: the server refuses {len(faults)} of {events}", faults=faults, status=422
+    )
 
 
 def _fault(errors: Sequence[Mapping[str, Any]]) -> Fault:

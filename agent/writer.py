@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from agent import chunk
-from agent.clock import Clock
 from agent.errors import QueueError
 from agent.logs import get
 from agent.queue import Change, Chunk, Queue, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from agent.clock import Clock
 
 _MAX_WAITING_BYTES = 8 << 20
 _ROOM_CHECK_SECONDS = 0.5

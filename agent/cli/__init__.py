@@ -12,10 +12,13 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from agent import __version__
 from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMANDS = {
     "run": "run the daemon in the foreground",
@@ -46,9 +49,7 @@ def _build(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"polar-agent {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        sub = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == command:
             module = importlib.import_module(f"agent.cli.{name}")
             sub.description = module.DESCRIPTION

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json, table
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
     from agent.queue import DeadLetter
     from agent.settings import Settings
 
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = verbs.add_parser("list", help="list dead letters, the oldest first")
     listing.add_argument("--name", help="only events of this name")
-    listing.add_argument("--status", type=int, metavar="CODE", help="only those refused with this HTTP status")
+    listing.add_argument(
+        "--status", type=int, metavar="CODE", help="only those refused with this HTTP status"
+    )
     listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: 100)")
     show = verbs.add_parser("show", help="show one dead letter whole, with its event")
     show.add_argument("id", type=int, metavar="ID", help="its number, as `agent dead list` shows it")
@@ -74,9 +77,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the verb says."""
     settings = load_settings(args)
-    code: int = {"list": _list, "show": _show, "retry": _retry, "export": _export, "purge": _purge}[args.verb](
-        args, settings
-    )
+    code: int = {"list": _list, "show": _show, "retry": _retry, "export": _export, "purge": _purge}[
+        args.verb
+    ](args, settings)
     return code
 
 
@@ -193,7 +196,9 @@ def _retry(args: argparse.Namespace, settings: Settings) -> int:
         edits = _mended(args.set, settings, ids)
     if ids is not None and not _all_there(args.verb, ids, settings):
         return 1
-    answer = _change(settings, "retry", {"ids": ids, "edits": {str(key): line for key, line in edits.items()}})
+    answer = _change(
+        settings, "retry", {"ids": ids, "edits": {str(key): line for key, line in edits.items()}}
+    )
     if args.json:
         print_json(answer)
     else:
@@ -253,7 +258,9 @@ def _mended(changes: list[str], settings: Settings, ids: list[int] | None) -> di
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or not name:
-            raise UsageError("mend the event", change, "must be FIELD=VALUE", "for example --set name=ai_usage")
+            raise UsageError(
+                "mend the event", change, "must be FIELD=VALUE", "for example --set name=ai_usage"
+            )
         try:
             value = json.loads(text)
         except ValueError:
@@ -290,7 +297,9 @@ def _edited(path: Path, settings: Settings) -> dict[int, str]:
         try:
             external_id = json.loads(line).get("external_id")
         except (ValueError, AttributeError) as error:
-            raise UsageError("read the edited events", f"{path}:{place}", f"not a JSON object: {error}") from error
+            raise UsageError(
+                "read the edited events", f"{path}:{place}", f"not a JSON object: {error}"
+            ) from error
         if external_id not in numbers:
             raise UsageError(
                 "read the edited events",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json, seconds
 
 if TYPE_CHECKING:
+    import argparse
+
     from agent.settings import Settings
 
 DESCRIPTION = (

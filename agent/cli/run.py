@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from agent.cli._common import add_config, load_settings
+
+if TYPE_CHECKING:
+    import argparse
 
 DESCRIPTION = (
     "Runs the daemon in the foreground: takes events on the socket, keeps them safe on disk, and "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
 
 if TYPE_CHECKING:
+    import argparse
+
     from agent.settings import Settings
 
-DESCRIPTION = "Shows the queue, the books, how delivery stands and whether the daemon runs; works without it, too."
+DESCRIPTION = (
+    "Shows the queue, the books, how delivery stands and whether the daemon runs; works without it, too."
+)
 EPILOG = """\
 the books always balance: accepted = pending + delivered + duplicates + dead + dropped
 
@@ -64,9 +67,7 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
 
 def _text(document: dict[str, Any]) -> str:
     """Return the status for people."""
-    daemon, queue, ledger, delivery = (
-        document[part] for part in ("daemon", "queue", "ledger", "delivery")
-    )
+    daemon, queue, ledger, delivery = (document[part] for part in ("daemon", "queue", "ledger", "delivery"))
     if daemon["running"]:
         up = daemon["uptime_seconds"]
         runs = f"runs (process {daemon['pid']}" + (f", for {_span(up)})" if up is not None else ")")
@@ -88,9 +89,9 @@ def _text(document: dict[str, Any]) -> str:
         lines.append(f"           {delivery['last_error']}")
     if delivery["last_success"]:
         lines.append(f"           last success {delivery['last_success']}")
+    ends = " + ".join(f"{ledger[end]} {end}" for end in ("delivered", "duplicates", "dead", "dropped"))
     lines += [
-        f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ledger['delivered']} delivered"
-        f" + {ledger['duplicates']} duplicates + {ledger['dead']} dead + {ledger['dropped']} dropped",
+        f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ends}",
         f"           {ledger['refused']} refused at the socket",
     ]
     if queue["dead"]:

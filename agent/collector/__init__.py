@@ -1,0 +1,1 @@
+"""Sources of events: where they come from, and who may send them."""

@@ -10,10 +10,13 @@ must neither block us nor grow our memory.
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
+from typing import TYPE_CHECKING
 
 from agent.framing import Framer
+
+if TYPE_CHECKING:
+    import socket
 
 MAX_WAITING_ANSWERS = 256 * 1024
 """Bytes of answers that wait for a producer to read, beside what the kernel holds."""
@@ -28,8 +31,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_acked",
         "_ack_waits",
+        "_acked",
         "_lock",
         "_waiting",
         "closed",

@@ -6,10 +6,13 @@ import grp
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERCRED = getattr(socket, "SO_PEERCRED", None)
@@ -51,7 +54,9 @@ class AllowList:
     """
 
     def __init__(self, users: Sequence[str], groups: Sequence[str]) -> None:
-        self._uids = frozenset(_number("allowed_users", name, lambda n: pwd.getpwnam(n).pw_uid) for name in users)
+        self._uids = frozenset(
+            _number("allowed_users", name, lambda n: pwd.getpwnam(n).pw_uid) for name in users
+        )
         self._gids = frozenset(
             _number("allowed_groups", name, lambda n: grp.getgrnam(n).gr_gid) for name in groups
         )

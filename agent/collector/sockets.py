@@ -9,9 +9,12 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.errors import AgentError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BACKLOG = 1024
 

@@ -12,24 +12,29 @@ producer has to wait.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
-import socket
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent import refusal
-from agent.clock import Clock
 from agent.collector.connection import Connection
 from agent.collector.peers import AllowList, peer_of
-from agent.collector.sockets import BoundSocket
 from agent.event import Checked, Checker, Fate
-from agent.framing import Segment
 from agent.logs import get
 from agent.writer import Append, Writer
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from agent.clock import Clock
+    from agent.collector.sockets import BoundSocket
+    from agent.framing import Segment
 
 _READ_BYTES = 128 * 1024
 _GATHER_BYTES = 256 * 1024
@@ -103,7 +108,7 @@ class Collector:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop listening, take what was received, hand it to the writer; the connections stay open for answers."""
+        """Stop listening and hand what was received to the writer; connections stay open for answers."""
         self._stopping = True
         self.wake()
         self._thread.join()
@@ -129,10 +134,8 @@ class Collector:
 
     def wake(self) -> None:
         """Make the thread look around; from any thread."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # then it is about to wake anyway
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # it is about to wake anyway
 
     def _run(self) -> None:
         """Serve until told to stop; then read what has arrived, and end."""
@@ -150,22 +153,24 @@ class Collector:
                 self._woken()
             elif key.data is None:
                 self._accept()
-            else:
-                connection: Connection = key.data
-                if connection.closed:
-                    continue
-                if events & _WRITE and connection.flush():
-                    self._after_write(connection)
-                if events & _READ and not connection.closed:
-                    self._readable(connection, gathered)
-                    if gathered.size >= _GATHER_BYTES:
-                        self._submit(gathered)
-                        gathered = _Gathered([], [])
+            elif not key.data.closed:
+                gathered = self._serve(key.data, events, gathered)
         if gathered.segments:
             self._submit(gathered)
         while not self._stopping and not self._writer.wait_for_room(1.0):
             if self._writer.full:
                 break
+
+    def _serve(self, connection: Connection, events: int, gathered: _Gathered) -> _Gathered:
+        """Write to and read from a connection; return what is gathered so far."""
+        if events & _WRITE and connection.flush():
+            self._after_write(connection)
+        if events & _READ and not connection.closed:
+            self._readable(connection, gathered)
+            if gathered.size >= _GATHER_BYTES:
+                self._submit(gathered)
+                return _Gathered([], [])
+        return gathered
 
     # -- connections -----------------------------------------------------------------
 
@@ -181,7 +186,9 @@ class Collector:
         """Take the connections that wait."""
         for _ in range(64):
             if len(self._connections) >= self._max_connections:
-                self._log.warning("too many connections: new ones wait", max_connections=self._max_connections)
+                self._log.warning(
+                    "too many connections: new ones wait", max_connections=self._max_connections
+                )
                 self._listen(False)
                 return
             try:
@@ -371,8 +378,8 @@ class Collector:
 
 
 def _refuse_all(checked: Checked, reason: str) -> Checked:
-    """Return the outcome with every accepted line refused: there is no room and the operator chose to drop."""
-    full = refusal.queue_full(f"{reason}; dropped, since when_full is drop_newest")
+    """Return the outcome with every fine line refused: there is no room, and the operator chose to drop."""
+    full = refusal.queue_full(f"{reason}; dropped, as when_full says")
     fates = []
     for fate in checked.fates:
         refused = dict(fate.refused)

@@ -23,6 +23,7 @@ from agent.emulator.options import ORGANIZATION_ID
 from agent.emulator.state import Emulator
 from agent.emulator.store import Row
 from agent.schema import (
+    MAX_DEPTH,
     BodyError,
     Event,
     EventCreateCustomer,
@@ -34,6 +35,7 @@ from agent.schema import (
 )
 
 _BAD_REQUEST = 400
+_MAX_DEPTH = MAX_DEPTH + 2  # an event stands in a list in an object
 
 
 class EventsIngest(BaseModel):
@@ -91,7 +93,7 @@ def _read(content_type: str | None, body: bytes) -> Any:
     if not body or not _is_json(content_type):
         return body.decode("utf-8", "replace") or None
     try:
-        return parse_json(body.decode(json.detect_encoding(body), "surrogatepass"))
+        return parse_json(body.decode(json.detect_encoding(body), "surrogatepass"), _MAX_DEPTH)
     except json.JSONDecodeError as error:
         detail = {
             "type": "json_invalid",

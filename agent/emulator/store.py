@@ -102,8 +102,8 @@ _PARENT = """coalesce(
 _VISIBLE = f"(e.parent_reference IS NULL OR {_PARENT} IS NOT NULL) AND e.stored_at <= ?"
 
 _COLUMNS = (
-    "e.id, e.timestamp, e.name, e.customer_id, e.external_customer_id, e.member_id, e.external_member_id,"
-    f" e.metadata, CASE WHEN e.parent_reference IS NOT NULL THEN {_PARENT} END,"
+    "e.id, e.timestamp, e.name, e.customer_id, e.external_customer_id, e.member_id,"  # noqa: S608
+    f" e.external_member_id, e.metadata, CASE WHEN e.parent_reference IS NOT NULL THEN {_PARENT} END,"
     " (SELECT count(*) FROM events c WHERE c.parent_reference IN (e.id, e.external_id))"
 )
 

@@ -10,13 +10,15 @@ One thread commits; any thread reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from agent.chunk import Chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Books", "Change", "Chunk", "DeadLetter", "Queue", "Settlement"]
 
@@ -53,7 +55,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """The ledger and what belongs to it; always `accepted = pending + delivered + duplicates + dead + dropped`.
+    """The ledger and what belongs to it.
+
+    Always: `accepted = pending + delivered + duplicates + dead + dropped`.
 
     Attributes:
         accepted: events ever taken.

@@ -16,9 +16,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import diskcache
@@ -27,6 +25,10 @@ import msgspec
 from agent import chunk
 from agent.errors import QueueError, UsageError
 from agent.queue import Books, Change, DeadLetter, replace_books
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 FORMAT = 1
 """The version of the directory's layout; a newer one is refused, an older one is read."""
@@ -70,12 +72,14 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
             raise QueueError("read the queue", self._directory, "it holds a key that is not ours")
         return key
 
-    def store(self, value: Any, read: Any, key: Any = None) -> tuple[int, int, None, Any]:  # noqa: ARG002
+    def store(self, value: Any, read: Any, key: Any = None) -> tuple[int, int, None, Any]:
+        del key
         if type(value) is not bytes or read:
             raise TypeError(f"a value must be bytes, not {type(value).__name__}")
         return 0, _MODE_RAW, None, sqlite3.Binary(value)
 
-    def fetch(self, mode: Any, filename: Any, value: Any, read: Any) -> bytes:  # noqa: ARG002
+    def fetch(self, mode: Any, filename: Any, value: Any, read: Any) -> bytes:
+        del read
         if mode != _MODE_RAW or filename is not None or type(value) is not bytes:
             raise QueueError("read the queue", self._directory, "it holds a value that is not ours")
         return value
@@ -279,7 +283,9 @@ class DiskReader:
         self._subject = str(directory)
         if not self._path.exists():
             raise QueueError("read the queue", self._subject, "there is none", "`agent run` makes it")
-        self._db = self._run(lambda: sqlite3.connect(f"file:{_quote(self._path)}?mode=ro", uri=True, timeout=5))
+        self._db = self._run(
+            lambda: sqlite3.connect(f"file:{_quote(self._path)}?mode=ro", uri=True, timeout=5)
+        )
 
     def books(self) -> Books:
         """Return the books as of the last commit."""
@@ -307,17 +313,14 @@ class DiskReader:
             yield from (msgspec.json.decode(row, type=DeadLetter) for row in rows if row is not None)
             return
         last = _DEAD
-        while True:
-            page = self._run(
-                lambda after=last: self._db.execute(
-                    "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT 500",
-                    (after, _DEAD + "~"),
-                ).fetchall()
-            )
-            if not page:
-                return
-            for last, row in page:
-                yield msgspec.json.decode(bytes(row), type=DeadLetter)
+        while page := self._dead_page(last):
+            yield from (msgspec.json.decode(bytes(row), type=DeadLetter) for _, row in page)
+            last = page[-1][0]
+
+    def _dead_page(self, after: str) -> list[tuple[str, bytes]]:
+        """Return the keys and rows of the next dead letters."""
+        query = "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT 500"
+        return self._run(lambda: self._db.execute(query, (after, _DEAD + "~")).fetchall())
 
     def close(self) -> None:
         """Let go of the database."""
@@ -371,7 +374,10 @@ def prepare_directory(directory: Path) -> None:
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise QueueError(
-            "use the queue directory", subject, "others may look into it or write there", f"chmod 700 {subject}"
+            "use the queue directory",
+            subject,
+            "others may look into it or write there",
+            f"chmod 700 {subject}",
         )
 
 

@@ -1,14 +1,17 @@
-"""A queue in memory, for tests and for embedding: the same contract, durable for as long as the process lives."""
+"""A queue in memory, for tests: the same contract, durable for as long as the process lives."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.errors import QueueError
 from agent.queue import Books, Change, Chunk, DeadLetter, replace_books
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class MemoryQueue:
