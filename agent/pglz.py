@@ -97,7 +97,7 @@ class _History:
 
     def _hash(self, position: int) -> int:
         four = self._signed[position : position + 4].tolist()
-        if len(four) < 4:  # noqa: PLR2004 - the last three bytes are hashed by the first of them
+        if len(four) < 4:
             return four[0] & _HASH_MASK
         return ((four[0] << 6) ^ (four[1] << 4) ^ (four[2] << 2) ^ four[3]) & _HASH_MASK
 

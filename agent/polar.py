@@ -94,8 +94,8 @@ class PolarClient:
         timeout: how many seconds one request may take in all.
         clock: for tests.
 
-    Raises:
-        UsageError: the environment names a proxy or certificates that cannot be used.
+    A proxy or certificates of the environment that cannot be used are told by each
+    request, as a `NoAnswer`: who makes the client in the daemon has events to keep.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class PolarClient:
         self._closed = False
         self._ingest_url = httpx.URL(f"{self._base}/v1/events/ingest")
         self._client = httpx.Client(
-            transport=_Transport(_pool(self._base, self._network)),
+            transport=_transport(self._base, self._network),
             trust_env=False,
             follow_redirects=False,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -320,6 +320,25 @@ class _Body(httpx.SyncByteStream):
     def close(self) -> None:
         """Give the connection back, or close it when there is more to come."""
         self._stream.close()
+
+
+class _NoWay(httpx.BaseTransport):
+    """Stands for a way to the server that the environment makes impossible."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Raise httpcore.ConnectError with the reason."""
+        del request
+        raise httpcore.ConnectError(self._why)
+
+
+def _transport(base_url: str, network: Network) -> httpx.BaseTransport:
+    try:
+        return _Transport(_pool(base_url, network))
+    except UsageError as error:
+        return _NoWay(f"{error.subject}: {error.reason}; {error.hint}")
 
 
 def _pool(base_url: str, network: Network) -> httpcore.ConnectionPool:

@@ -106,7 +106,7 @@ def _document(question: Question, outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, NoAnswer):
         raise UnreachableError(question.operation, question.subject, outcome.reason, _no_answer_hint(outcome))
     document = _json(outcome.body)
-    if outcome.status != 200:  # noqa: PLR2004
+    if outcome.status != 200:
         _refused(question, outcome, document if isinstance(document, dict) else {})
     if not isinstance(document, dict):
         _unexpected(question, f"the answer is no JSON object{_page_title(outcome.body)}")
@@ -118,7 +118,7 @@ def _refused(question: Question, answer: Answer, document: Mapping[str, Any]) ->
     operation, subject, status = question.operation, question.subject, answer.status
     hint = question.hints.get(status, "")
     said = _said(document)
-    if status == 401:  # noqa: PLR2004
+    if status == 401:
         raise UnauthorizedError(
             operation,
             subject,
@@ -126,21 +126,21 @@ def _refused(question: Question, answer: Answer, document: Mapping[str, Any]) ->
             "check POLAR_ACCESS_TOKEN or access_token_file: the token may be wrong, expired or revoked, "
             "or belong to the other server (a sandbox token needs POLAR_ENVIRONMENT=sandbox)",
         )
-    if status == 403:  # noqa: PLR2004
+    if status == 403:
         raise ForbiddenError(
             operation,
             subject,
             f"the access token may not do this (403{said})",
             "give the token the scope events:read (events:write does as well) in Polar's settings",
         )
-    if status == 404 and document.get("error") == "ResourceNotFound":  # noqa: PLR2004
+    if status == 404 and document.get("error") == "ResourceNotFound":
         raise NotFoundError(operation, subject, "Polar has no such event (404)", hint)
-    if status == 422:  # noqa: PLR2004
+    if status == 422:
         details = _details(document)
         raise InvalidRequestError(
             operation, subject, f"Polar refuses this question (422): {details or 'it does not say why'}", hint
         )
-    if status == 429:  # noqa: PLR2004
+    if status == 429:
         seconds = _retry_after(answer)
         wait = "a minute" if seconds is None else f"{seconds:.0f} s"
         raise RateLimitedError(
@@ -150,9 +150,9 @@ def _refused(question: Question, answer: Answer, document: Mapping[str, Any]) ->
             f"wait {wait} and try again; all that calls Polar for your organization shares this limit",
             seconds=seconds,
         )
-    if 300 <= status < 400:  # noqa: PLR2004
+    if 300 <= status < 400:
         _unexpected(question, f"the server redirects elsewhere ({status})")
-    if status >= 500:  # noqa: PLR2004
+    if status >= 500:
         _unexpected(
             question,
             f"the server has a problem ({status}{said or _page_title(answer.body)})",

@@ -396,9 +396,7 @@ def _error(problems: Sequence[Problem]) -> UsageError:
     if len(problems) == 1:
         only = problems[0]
         return UsageError("load the settings", only.subject, only.reason, only.hint)
-    lines = [
-        f"- {item.subject}: {item.reason}\n    {item.hint}".rstrip() for item in problems
-    ]
+    lines = [f"- {item.subject}: {item.reason}\n    {item.hint}".rstrip() for item in problems]
     return UsageError(
         "load the settings", f"{len(problems)} problems", "each needs mending", "\n  ".join(lines)
     )

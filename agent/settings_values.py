@@ -46,7 +46,7 @@ def whole_number(low: int, high: int) -> BeforeValidator:
 
     def read(value: object) -> int:
         if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-            value = int(value) if len(value) <= 30 else high + 1  # noqa: PLR2004 - far beyond any bound
+            value = int(value) if len(value) <= 30 else high + 1
         if not isinstance(value, int) or isinstance(value, bool):
             raise Invalid("is no whole number", f"write a whole number from {low} to {high}")
         _within(value < low, value > high, str(low), str(high))
@@ -105,7 +105,7 @@ def mode(value: object) -> int:
     its writer had in mind.
     """
     digits = value.strip().removeprefix("0o") if isinstance(value, str) else ""
-    if not 3 <= len(digits) <= 4 or not set(digits) <= set("01234567") or int(digits, 8) > 0o777:  # noqa: PLR2004
+    if not 3 <= len(digits) <= 4 or not set(digits) <= set("01234567") or int(digits, 8) > 0o777:
         raise Invalid("is no file mode", 'write octal digits in quotes, such as "0660" or "0600"')
     return int(digits, 8)
 

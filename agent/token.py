@@ -103,7 +103,7 @@ def _read(path: Path) -> _Reading:
         if not stat.S_ISREG(status.st_mode):
             reason = "is no regular file; write the token to a file, and set access_token_file to its path"
             return _Reading(None, None, f"{_named(path)} {reason}")
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - Path.open takes no descriptor
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(_MOST_BYTES + 1)
     finally:
         os.close(descriptor)

@@ -89,6 +89,6 @@ def _quantity(value: object, reason: str, hint: str) -> tuple[int | float, str]:
         return value, ""
     found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     # Hundreds of digits would overflow a float, and nothing here is that long.
-    if found is None or len(found[1]) > 30:  # noqa: PLR2004 - see the comment
+    if found is None or len(found[1]) > 30:
         raise Invalid(reason, hint)
     return (float(found[1]) if "." in found[1] else int(found[1])), found[2]

@@ -39,6 +39,8 @@ def event(rng: random.Random) -> dict:
             "cached": rng.random() < 0.2,
             "request_id": f"{rng.getrandbits(96):024x}",
             "route": rng.choice(["/v1/chat/completions", "/v1/embeddings"]),
+            "plan": rng.choice(["free", "pro", "enterprise"]),
+            "streamed": rng.random() < 0.5,
         },
     }
 
@@ -196,6 +198,7 @@ def run_fast(args: argparse.Namespace, pool: Pool) -> dict:
         "acknowledged": sum(writer.acknowledged for writer in writers.values()),
         "refused": sum(writer.refused for writer in writers.values()),
         "seconds_to_written": written_at - started,
+        "started_at": started,
         "seconds_to_ack": None if args.no_acks else ended - started,
         "events_per_second": args.events / ((written_at if args.no_acks else ended) - started),
         "cpu_seconds": time.process_time() - cpu,

@@ -91,11 +91,12 @@ def run(args: argparse.Namespace) -> int:
         from agent.emulator.options import Options, parse_customer, parse_listen, parse_token
         from agent.emulator.server import run as serve
     except ModuleNotFoundError as error:
-        if error.name not in {"fastapi", "starlette", "uvicorn", "h11"}:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in {"fastapi", "starlette", "uvicorn", "h11"}:
             raise
         raise UsageError(
             "start the emulator",
-            error.name,
+            missing,
             "it is not installed; the emulator is an optional extra",
             "pip install 'polar-agent[emulator]'",
         ) from error

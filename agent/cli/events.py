@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code."""
-    from agent.polar import PolarClient  # noqa: PLC0415 - costs start-up time
+    from agent.polar import PolarClient
 
     settings = _common.load_settings(args)
     with PolarClient(settings.server_url, _token(settings), timeout=settings.request_timeout) as client:

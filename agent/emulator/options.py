@@ -65,6 +65,6 @@ def parse_listen(word: str) -> tuple[str, int]:
     """Read `HOST:PORT`; port 0 is any free one."""
     host, _, port = word.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError("read --listen", word, "it is not HOST:PORT", "write --listen 127.0.0.1:8787")
     return host, int(port)

@@ -11,6 +11,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -37,7 +38,7 @@ class Clock:
     def monotonic(self) -> float:
         return 0.0
 
-    def wait(self, event, seconds) -> bool:
+    def wait(self, *_args) -> bool:
         raise AssertionError
 
 
@@ -96,14 +97,12 @@ def test_schema_gives_the_verdict_of_the_server(status):
         if expected_of_schema(row) != schema_verdict(row["event"])
     ]
 
-    assert [] == differing
+    assert differing == []
 
 
 @pytest.fixture(scope="module")
 def client():
     """An emulator that knows the one customer that the recording server knew."""
-    from uuid import UUID
-
     options = Options(customers=(Customer(UUID(CUSTOMER), "cust_ext_1"),))
     headers = {"Authorization": "Bearer polar_oat_test", "Content-Type": "application/json"}
     with background(options, Clock()) as url, httpx.Client(base_url=url, headers=headers) as client:
@@ -129,4 +128,4 @@ def test_emulator_answers_as_the_server_did(client, status):
         if (answer := emulator_verdict(client, row["event"])) != (status, errors_in(row))
     ]
 
-    assert [] == differing
+    assert differing == []

@@ -127,9 +127,10 @@ class TestFromAFile:
     def test_a_path_through_a_file_is_told(self, file):
         assert "cannot be read" in TokenSource(file=file / "x").problem
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_a_file_that_may_not_be_read_is_told(self, file):
         file.chmod(0)
+        if os.access(file, os.R_OK):
+            pytest.skip("this user may read everything")
         assert "may not be read" in TokenSource(file=file).problem
 
 

@@ -1,0 +1,209 @@
+"""What is measured: a process, started in a directory of its own, seen through /proc."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(condition, seconds: float, what: str):
+    """Return the first true answer of `condition`, asked every few milliseconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.005)
+
+
+class Sink:
+    """The sink in a process of its own."""
+
+    def __init__(self, latency_ms: float) -> None:
+        command = [sys.executable, str(HERE / "sink.py"), "--latency-ms", str(latency_ms)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().strip()
+
+    def stats(self) -> dict:
+        with urllib.request.urlopen(f"{self.url}/_stats") as answer:  # noqa: S310 - our own loopback server
+            return json.load(answer)
+
+    def hold(self, *, on: bool) -> None:
+        path = "_hold" if on else "_release"
+        urllib.request.urlopen(f"{self.url}/{path}", data=b"").close()  # noqa: S310 - as above
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Target:
+    """A running daemon; subclasses say how it is started.
+
+    Args:
+        directory: for its socket, its queue and its log.
+        sink: where it delivers to.
+    """
+
+    name = ""
+    acknowledges = True
+
+    def __init__(self, directory: Path, sink: Sink) -> None:
+        self.directory = directory
+        self.sink = sink
+        self.socket = directory / "in.sock"
+        self.started_at = 0.0
+        self.process: subprocess.Popen | None = None
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """Return the command and what it needs in the environment."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        words, environment = self.command()
+        with (self.directory / "log").open("ab") as log:
+            self.started_at = time.monotonic()
+            self.process = subprocess.Popen(
+                words, env=environment, cwd=self.directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        wait_until(self.accepts, 60, f"{self.name} listens")
+
+    def accepts(self) -> bool:
+        if self.process.poll() is not None:
+            raise SystemExit(f"{self.name} ended: {(self.directory / 'log').read_text()[-2000:]}")
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def stop(self, kill_after: float = 30) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def cpu(self) -> float:
+        """CPU seconds of all threads since the start, in steps of 10 ms; with ended threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def fine_cpu(self) -> float:
+        """The same to the microsecond, of the threads that run now."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+    def memory(self, key: str) -> float:
+        """Resident memory in MiB: `VmRSS` now, `VmHWM` at most."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) / 1024
+        raise KeyError(key)
+
+    def forget_peak(self) -> None:
+        """Let VmHWM begin anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+class Agent(Target):
+    """`agent run` of this source tree.
+
+    Args:
+        settings: further `POLAR_AGENT_…` variables, without the prefix.
+        profile: a directory for profiles, to run under the profiler.
+    """
+
+    name = "agent"
+
+    def __init__(
+        self, directory: Path, sink: Sink, settings: dict[str, str] | None = None, profile: Path | None = None
+    ) -> None:
+        super().__init__(directory, sink)
+        self.settings = settings or {}
+        self.profile = profile
+
+    def environment(self) -> dict[str, str]:
+        ours = {
+            "BASE_URL": self.sink.url,
+            "QUEUE_DIR": str(self.directory / "queue"),
+            "SOCKET_PATH": str(self.socket),
+            "REQUESTS_PER_MINUTE": "1000000",
+            **self.settings,
+        }
+        others = {key: value for key, value in os.environ.items() if not key.startswith("POLAR_")}
+        return (
+            others
+            | {"POLAR_ACCESS_TOKEN": "x"}
+            | {f"POLAR_AGENT_{key}": value for key, value in ours.items()}
+        )
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        words = [sys.executable, "-m", "agent", "run"]
+        if self.profile is not None:
+            words = [sys.executable, str(HERE / "profiled.py"), str(self.profile), "run"]
+        return words, self.environment()
+
+    def status(self) -> dict:
+        words = [sys.executable, "-m", "agent", "status", "--json"]
+        done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1) or not done.stdout:
+            raise SystemExit(f"agent status failed: {done.stderr}")
+        return json.loads(done.stdout)
+
+
+class FluentBit(Target):
+    """Fluent Bit with the settings nearest to what the agent promises: every chunk synced."""
+
+    name = "fluent-bit"
+    acknowledges = False
+
+    @staticmethod
+    def found() -> str | None:
+        return shutil.which("fluent-bit")
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        host, _, port = self.sink.url.removeprefix("http://").rpartition(":")
+        config = self.directory / "fluent-bit.conf"
+        config.write_text(
+            f"""\
+[SERVICE]
+    flush 0.2
+    daemon off
+    log_level error
+    storage.path {self.directory}/storage
+    storage.sync full
+    storage.checksum on
+    storage.max_chunks_up 128
+[INPUT]
+    name unix_socket
+    socket_path {self.socket}
+    format json
+    chunk_size 256
+    buffer_size 4096
+    storage.type filesystem
+[OUTPUT]
+    name http
+    match *
+    host {host}
+    port {port}
+    uri /v1/events/ingest
+    format json
+    json_date_key false
+    retry_limit no_limits
+"""
+        )
+        return [self.found(), "-c", str(config)], dict(os.environ)
