@@ -147,7 +147,7 @@ class Demo:
         assert process.stdout is not None  # noqa: S101  # asked for above
         ready = process.stdout.readline().split()
         if not ready:
-            raise AgentError("start the emulator", "agent emulator", "it ended at once", "see the message above")
+            raise AgentError("start the emulator", "agent emulator", "it ended at once")
         self._emulator = ready[-1]
         self._say(f"emulator of Polar's events API on {self._emulator}")
         self._environ = {
@@ -166,7 +166,7 @@ class Demo:
         deadline = self._clock.monotonic() + _START_SECONDS
         while not self._status().get("daemon", {}).get("running"):
             if process.poll() is not None or self._clock.monotonic() > deadline:
-                raise AgentError("start the daemon", "agent run", "it does not answer", "see the messages above")
+                raise AgentError("start the daemon", "agent run", "it does not answer")
             self._clock.wait(self._pause, 0.05)
         word = "started again" if again else "started"
         self._say(f"daemon {word} (process {process.pid}), its queue in {self._directory / 'queue'}")
@@ -176,7 +176,7 @@ class Demo:
         process = self._spawn(
             "send", "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        self._say(f"producer started (process {process.pid}): it writes JSON lines to the daemon's Unix socket")
+        self._say(f"producer started (process {process.pid}): it writes JSON lines to the Unix socket")
         return process
 
     # -- the story ---------------------------------------------------------------------
@@ -191,7 +191,11 @@ class Demo:
                 "name": "ai_usage" if number % 5 else "image_render",
                 "external_customer_id": f"cus_{number % 50}",
                 "external_id": f"demo-{number}",
-                "metadata": {"model": _MODELS[number % 3], "tokens": number % 4000, "cached": number % 7 == 0},
+                "metadata": {
+                    "model": _MODELS[number % 3],
+                    "tokens": number % 4000,
+                    "cached": number % 7 == 0,
+                },
             }
             result.sent += 1
             yield json.dumps(event, separators=(",", ":"))
@@ -279,8 +283,9 @@ class Demo:
             problems.append(f"{len(set(stored) - expected)} events are stored that nobody sent")
         if ledger["accepted"] != pending + ends:
             problems.append("the ledger does not balance")
-        if report["accepted"] != result.sent + result.unknown:
-            problems.append(f"{report['accepted']} lines were accepted where {result.sent + result.unknown} should be")
+        good = result.sent + result.unknown
+        if report["accepted"] != good:
+            problems.append(f"{report['accepted']} lines were accepted where {good} should be")
         if result.unknown != 1 or result.refused != len(_BAD):
             problems.append("not every bad line was found")
 
@@ -299,6 +304,7 @@ class Demo:
         process = self._spawn(*words, stdout=subprocess.PIPE)
         out, _ = process.communicate(timeout=60)
         if process.returncode:
-            raise AgentError("run a command", f"agent {' '.join(words)}", f"it ended with {process.returncode}")
+            command = f"agent {' '.join(words)}"
+            raise AgentError("run a command", command, f"it ended with {process.returncode}")
         document: dict[str, Any] = json.loads(out)
         return document

@@ -57,14 +57,16 @@ class Target:
     Args:
         directory: for its socket, its queue and its log.
         sink: where it delivers to.
+        flush: how many seconds a part of a batch may wait; None for the daemon's own default.
     """
 
     name = ""
     acknowledges = True
 
-    def __init__(self, directory: Path, sink: Sink) -> None:
+    def __init__(self, directory: Path, sink: Sink, flush: float | None = None) -> None:
         self.directory = directory
         self.sink = sink
+        self.flush = flush
         self.socket = directory / "in.sock"
         self.started_at = 0.0
         self.process: subprocess.Popen | None = None
@@ -130,9 +132,14 @@ class Agent(Target):
     name = "agent"
 
     def __init__(
-        self, directory: Path, sink: Sink, settings: dict[str, str] | None = None, profile: Path | None = None
+        self,
+        directory: Path,
+        sink: Sink,
+        flush: float | None = None,
+        settings: dict[str, str] | None = None,
+        profile: Path | None = None,
     ) -> None:
-        super().__init__(directory, sink)
+        super().__init__(directory, sink, flush)
         self.settings = settings or {}
         self.profile = profile
 
@@ -142,6 +149,7 @@ class Agent(Target):
             "QUEUE_DIR": str(self.directory / "queue"),
             "SOCKET_PATH": str(self.socket),
             "REQUESTS_PER_MINUTE": "1000000",
+            **({} if self.flush is None else {"FLUSH_INTERVAL": str(self.flush)}),
             **self.settings,
         }
         others = {key: value for key, value in os.environ.items() if not key.startswith("POLAR_")}
@@ -181,7 +189,7 @@ class FluentBit(Target):
         config.write_text(
             f"""\
 [SERVICE]
-    flush 0.2
+    flush {self.flush or 1}
     daemon off
     log_level error
     storage.path {self.directory}/storage

@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(result) | {"ok": not result.problems})
     else:
         print()
-        print(f"sent      {result.sent:>8,} good events, {result.refused} bad lines, 1 that only Polar could refuse")
+        print(
+            f"sent      {result.sent:>8,} good events, {result.refused} bad lines, 1 for an unknown customer"
+        )
         print(f"stored    {result.stored:>8,} events at the emulator")
         print(f"lost      {len(result.lost):>8,}")
         print(f"twice     {len(result.twice):>8,}")

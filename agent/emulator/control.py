@@ -59,8 +59,11 @@ def stats(emulator: State) -> dict[str, Any]:
 
 
 def _lines(emulator: Emulator) -> Iterator[str]:
-    for external_id, received_at, text in emulator.store.sent():
-        # Of equal keys the last counts, so these stand behind what was sent.
-        added = json.dumps({"external_id": external_id, "received_at": from_micros(received_at)})
-        sent = text.rstrip().removesuffix("}").rstrip()
-        yield f"{sent}{'' if sent.endswith('{') else ','}{added[1:]}\n"
+    for page in emulator.store.sent():
+        yield "".join(_line(*event) for event in page)
+
+
+def _line(external_id: str | None, received_at: int, text: str) -> str:
+    # Of equal keys the last counts, so these stand behind what was sent.
+    added = json.dumps({"external_id": external_id, "received_at": from_micros(received_at)})
+    return f"{text.rstrip().removesuffix('}')},{added[1:]}\n"

@@ -179,17 +179,16 @@ class Store:
         page = rows[wanted.offset : wanted.offset + wanted.limit]
         return [NameStatistics(*row) for row in page], len(rows)
 
-    def sent(self) -> Iterator[tuple[str | None, int, str]]:
-        """Yield external id, time of receipt and text of every event, in order of storing."""
+    def sent(self) -> Iterator[list[tuple[str | None, int, str]]]:
+        """Yield external id, time of receipt and text of all events, in order of storing, by pages."""
         last = 0
         while rows := self._fetch(
             "SELECT number, external_id, received_at, sent FROM events"
             " WHERE number > ? ORDER BY number LIMIT ?",
             (last, _PAGE),
         ):
-            for number, external_id, received_at, text in rows:
-                yield external_id, received_at, text
-                last = number
+            yield [(external_id, received_at, text) for _, external_id, received_at, text in rows]
+            last = rows[-1][0]
 
     def close(self) -> None:
         """Close the file."""

@@ -12,15 +12,19 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PATIENCE = 30.0
 TOKEN = "polar_oat_test"
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE, what: str = "the condition") -> Any:
+def wait_until(
+    condition: Callable[[], Any], *, seconds: float = PATIENCE, what: str = "the condition"
+) -> Any:
     """Wait for something that another process does; return what the condition returned."""
     pause = threading.Event()
     deadline = time.monotonic() + seconds
