@@ -32,7 +32,8 @@ class NoAnswer:
     """No complete answer came; the server may or may not have stored the events.
 
     Attributes:
-        kind: a stable word: ``connect``, ``dns``, ``tls``, ``timeout``, ``broken``, ``too_large``.
+        kind: a stable word: ``connect``, ``dns``, ``tls``, ``timeout``, ``broken``, ``too_large``,
+            ``token`` (there is none to send).
         reason: what happened, for people; holds neither event contents nor the token.
     """
 

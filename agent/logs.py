@@ -19,10 +19,10 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from agent.lean import without
+from agent.lean import deferred, without
 from agent.redact import HIDDEN, redact
 
-with without("rich", "pygments"):
+with without("rich", "pygments"), deferred("asyncio"):
     import structlog
 
 if TYPE_CHECKING:

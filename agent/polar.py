@@ -28,7 +28,7 @@ from agent import __version__
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.clock import Clock, SystemClock
 from agent.errors import UsageError
-from agent.lean import without
+from agent.lean import deferred, without
 from agent.listing import MAX_LIMIT, Event, EventFilter, EventName, NameFilter, Page, pages
 from agent.network import DnsError, EndedError, Network, TlsError
 from agent.proxy import proxy_for
@@ -48,7 +48,7 @@ from agent.readback import (
 )
 from agent.redact import redact
 
-with without("rich", "pygments", "click"):
+with without("rich", "pygments", "click", "anyio", "trio"), deferred("asyncio"):
     import httpcore
     import httpx
 

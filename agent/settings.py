@@ -20,14 +20,22 @@ from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent import config_sources, places
 from agent import settings_values as read
 from agent.config_sources import Layer, Problem
 from agent.errors import UsageError
+from agent.lean import deferred
 from agent.redact import redact
 from agent.units import GIB, KIB, MIB, Invalid, format_duration, format_size
+
+with deferred("asyncio"):
+    from pydantic_settings import (
+        BaseSettings,
+        InitSettingsSource,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+    )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
 
 from agent.emulator import control, events
 from agent.emulator.answers import ApiError, CrashError, crashed, validation_error
 from agent.emulator.connections import Connections
 from agent.emulator.gateway import Gateway
-from agent.emulator.state import Emulator
+
+if TYPE_CHECKING:
+    from fastapi.responses import Response
+
+    from agent.emulator.state import Emulator
 
 
 def create_app(emulator: Emulator, connections: Connections | None = None) -> FastAPI:

@@ -1,7 +1,5 @@
 """The routes below /_emulator: for tests and scripts, without a token and without faults."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The routes below /v1/events: ingest, list, names, get."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from enum import StrEnum

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.emulator.answers import ApiError, plain_error
-from agent.emulator.connections import Connections
 from agent.emulator.faults import Roll
-from agent.emulator.state import Emulator
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from agent.emulator.connections import Connections
+    from agent.emulator.state import Emulator
 
 DEFAULT_VERSION = "2026-04"
 VERSIONS = (DEFAULT_VERSION, "2026-10")

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
-from datetime import datetime
 from email.message import Message
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from agent.emulator.answers import ApiError, CrashError, plain_error, to_micros, validation_error
-from agent.emulator.auth import Token
 from agent.emulator.options import ORGANIZATION_ID
-from agent.emulator.state import Emulator
 from agent.emulator.store import Row
 from agent.schema import (
     MAX_DEPTH,
@@ -33,6 +29,13 @@ from agent.schema import (
     index_overflow,
     parse_json,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from agent.emulator.auth import Token
+    from agent.emulator.state import Emulator
 
 _BAD_REQUEST = 400
 _MAX_DEPTH = MAX_DEPTH + 2  # an event stands in a list in an object

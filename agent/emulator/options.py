@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from agent.emulator.auth import Token
 from agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ORGANIZATION_ID = UUID("92ddcaf5-fd7c-41a5-85a1-a31b062516b6")
 """The one organization that an emulator has."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import operator
-import sqlite3
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
 
 Condition = tuple[str, list[object]]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.emulator.answers import from_micros
 from agent.emulator.options import ORGANIZATION_ID, Customer
-from agent.emulator.store import NameStatistics, StoredEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.emulator.store import NameStatistics, StoredEvent
 
 
 def event_json(event: StoredEvent, customers: Mapping[str, Customer]) -> dict[str, Any]:

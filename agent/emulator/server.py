@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agent.clock import Clock
 from agent.emulator.app import create_app
 from agent.emulator.connections import Connections
 from agent.emulator.options import Options
 from agent.emulator.state import Emulator
 from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from agent.clock import Clock
 
 _KEEP_ALIVE = 60  # seconds
 _SHUTDOWN = 3  # seconds for requests that are being served

@@ -1,7 +1,5 @@
 """What the routes of one emulator share."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime

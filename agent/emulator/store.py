@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.emulator import query
-from agent.emulator.query import EventQuery, NamesQuery
 from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from agent.emulator.query import EventQuery, NamesQuery
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS events (

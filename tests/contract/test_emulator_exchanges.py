@@ -20,7 +20,7 @@ from agent.emulator.options import Customer, Options, parse_token
 from agent.emulator.server import background
 
 CUSTOMER = UUID("a5366a1f-519f-4d0c-9c28-b4f787be37ed")
-ORGANIZATION_TOKEN = "polar_oat_all"  # noqa: S105 - of the emulator only
+ORGANIZATION_TOKEN = "polar_oat_all"
 OTHER_TOKENS = {
     "auth.polar_read_token": "polar_oat_read=events:read",
     "auth.polar_noevents_token": "polar_oat_none=products:read",

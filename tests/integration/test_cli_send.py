@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from scripted_daemon import SECONDS, Peer, ScriptedDaemon, events, ids, names
+from support.scripted_daemon import SECONDS, Peer, ScriptedDaemon, events, ids, names
 
 from agent.cli import main
 

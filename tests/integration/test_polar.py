@@ -17,7 +17,7 @@ from agent import __version__, network, polar
 from agent.answer import Answer, NoAnswer
 from agent.polar import EventFilter, NameFilter, PolarClient
 
-TOKEN = "polar_oat_secret"  # noqa: S105
+TOKEN = "polar_oat_secret"
 BODY = b'{"events":[{"name":"x","external_customer_id":"c","external_id":"1"}]}'
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from scripted_daemon import SECONDS, Peer, ScriptedDaemon, events, ids, names
+from support.scripted_daemon import SECONDS, Peer, ScriptedDaemon, events, ids, names
 
 from agent.errors import DaemonError, UsageError
 from agent.producer import Producer, Refusal

@@ -1,7 +1,5 @@
 """Where settings come from, what is checked, and what their errors say."""
 
-# ruff: noqa: S105, S106 - the tokens are made up
-
 import os
 import socket
 import sys
