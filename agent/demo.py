@@ -183,10 +183,9 @@ class Demo:
 
     def _lines(self, result: Result) -> Iterator[str]:
         """Yield the events, a bad line now and then."""
-        every = max(1, self._events // len(_BAD))
+        bad = [(2 * place + 1) * self._events // (2 * len(_BAD)) for place in range(len(_BAD))]
         for number in range(self._events):
-            if number % every == every // 2:
-                yield _BAD[number // every % len(_BAD)]
+            yield from (text for place, text in zip(bad, _BAD, strict=True) if place == number)
             event = {
                 "name": "ai_usage" if number % 5 else "image_render",
                 "external_customer_id": f"cus_{number % 50}",

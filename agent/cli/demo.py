@@ -73,6 +73,6 @@ def _count(text: str) -> int:
         number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not a number: {text}") from error
-    if not 100 <= number <= 10_000_000:
-        raise argparse.ArgumentTypeError("must be from 100 to 10,000,000")
+    if not 1 <= number <= 10_000_000:
+        raise argparse.ArgumentTypeError("must be from 1 to 10,000,000")
     return number

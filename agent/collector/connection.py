@@ -42,7 +42,9 @@ class Connection:
         "no_more",
         "notified",
         "paused",
+        "resting",
         "sock",
+        "streaming",
         "unsettled",
     )
 
@@ -56,8 +58,12 @@ class Connection:
         """The producer will send no more; the collector's."""
         self.paused = False
         """Not read, since the queue is full; the collector's."""
+        self.resting = False
+        """Not read for a moment, so that more gathers; the collector's."""
         self.notified = False
         """Was told that the queue is full; the collector's."""
+        self.streaming = 0
+        """Above 0 while the producer writes on without waiting for acks; the collector's."""
         self.unsettled = 0
         """Groups of lines that are on their way to the disk; changed under the lock."""
         self.closed = False

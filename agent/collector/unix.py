@@ -4,6 +4,10 @@ One thread waits for all connections at once, reads what is there, gathers the l
 of all that were ready, and checks them in one call. What is accepted goes to the
 writer; the writer's thread answers the producers once it is durable (`Connection`).
 
+A producer that writes little and often without waiting for its acks would wake this
+thread for each event. So after a small read such a connection rests for some
+milliseconds, and the next read finds more; one that waits for its acks never rests.
+
 The protocol: one JSON object a line; `{"ack":N}` once the first N non-blank lines of
 the connection are settled with us; `{"line":N,"error":{…}}` for each refused one, sent
 before the ack that covers it; the same without `line` when the queue is full and the
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 128 * 1024
 _GATHER_BYTES = 256 * 1024
+_REST_SECONDS = 0.005
+_REST_BELOW_BYTES = 16 * 1024
+_STREAMING_READS = 8
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -49,6 +56,7 @@ class _Gathered:
     segments: list[Segment]
     owners: list[Connection]
     size: int = 0
+    patient: bool = True
 
 
 class Collector:
@@ -93,6 +101,7 @@ class Collector:
         self._connections: dict[int, Connection] = {}
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._attention: deque[Connection] = deque()
+        self._resting: deque[tuple[float, Connection]] = deque()  # in order of (until)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -148,7 +157,13 @@ class Collector:
     def step(self, seconds: float | None) -> None:
         """Wait until something happens (at most `seconds`), and deal with it."""
         gathered = _Gathered([], [])
-        for key, events in self._selector.select(seconds):
+        if self._resting:
+            left = max(0.0, self._resting[0][0] - self._clock.monotonic())
+            seconds = left if seconds is None else min(seconds, left)
+        ready = self._selector.select(seconds)
+        if self._resting:
+            self._wake_rested()
+        for key, events in ready:
             if key.fd == self._wake_read:
                 self._woken()
             elif key.data is None:
@@ -226,44 +241,75 @@ class Collector:
         if self._writer.full and not self._drop_when_full:
             self._pause(connection)
             return
-        try:
-            size = connection.sock.recv_into(self._buffer)
-        except (BlockingIOError, InterruptedError):
+        received = self._receive(connection)
+        if received is None:
             return
-        except OSError:
-            size = 0  # reset by the producer: what it wrote completely is taken
-        if size:
-            segments = connection.framer.feed(bytes(self._buffer[:size]))
-        else:
-            segments = connection.framer.finish()
-            connection.no_more = True
+        segments, size = received
         for segment in segments:
             gathered.segments.append(segment)
             gathered.owners.append(connection)
         gathered.size += size
+        if self._is_streaming(connection):
+            if size < _REST_BELOW_BYTES and not connection.no_more:
+                self._rest(connection)
+        elif segments:
+            gathered.patient = False
         if connection.no_more:
+            gathered.patient = False
             self._watch(connection)
             if not segments:
                 if not connection.lines:
                     connection.tell(b'{"ack":0}\n')
                 self._finish(connection)
 
+    def _receive(self, connection: Connection) -> tuple[list[Segment], int] | None:
+        """Read once; return the segments and how many bytes came. None when nothing was there."""
+        try:
+            size = connection.sock.recv_into(self._buffer)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            size = 0  # reset by the producer: what it wrote completely is taken
+        if size:
+            return connection.framer.feed(bytes(self._buffer[:size])), size
+        connection.no_more = True
+        return connection.framer.finish(), 0
+
+    def _is_streaming(self, connection: Connection) -> bool:
+        """Tell whether a producer writes on without waiting for its acks.
+
+        The proof is a read while earlier lines are not settled; it holds for some more reads.
+        """
+        if connection.unsettled:
+            connection.streaming = _STREAMING_READS
+        elif connection.streaming:
+            connection.streaming -= 1
+        return connection.streaming > 0
+
+    def _rest(self, connection: Connection) -> None:
+        """Leave a connection alone for a moment."""
+        self._resting.append((self._clock.monotonic() + _REST_SECONDS, connection))
+        connection.resting = True
+        self._watch(connection)
+
+    def _wake_rested(self) -> None:
+        """Read again from the connections that have rested."""
+        now = self._clock.monotonic()
+        while self._resting and self._resting[0][0] <= now:
+            _, connection = self._resting.popleft()
+            connection.resting = False
+            if not connection.closed:
+                self._watch(connection)
+
     def _drain(self, connection: Connection) -> None:
         """Take what a producer has written so far; the agent is stopping."""
         taken = 0
         while not connection.no_more and not connection.closed and taken < _DRAIN_BYTES:
-            gathered = _Gathered([], [])
-            try:
-                size = connection.sock.recv_into(self._buffer)
-            except OSError:
+            received = self._receive(connection)
+            if received is None:
                 return
-            if size:
-                segments = connection.framer.feed(bytes(self._buffer[:size]))
-            else:
-                segments = connection.framer.finish()
-                connection.no_more = True
-            gathered.segments = segments
-            gathered.owners = [connection] * len(segments)
+            segments, size = received
+            gathered = _Gathered(segments, [connection] * len(segments), size, patient=False)
             taken += size
             if segments:
                 self._submit(gathered)
@@ -271,7 +317,7 @@ class Collector:
 
     def _watch(self, connection: Connection) -> None:
         """Watch for what a connection now needs."""
-        wanted = 0 if connection.no_more or connection.paused else _READ
+        wanted = 0 if connection.no_more or connection.paused or connection.resting else _READ
         if not connection.flush():
             wanted |= _WRITE
         registered = connection.fd in self._selector.get_map()
@@ -361,6 +407,7 @@ class Collector:
                 refused=0 if dropped else checked.refused,
                 dropped=dropped,
                 done=lambda durable: self._settled(settled, durable),
+                patient=gathered.patient,
             )
         )
 
