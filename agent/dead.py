@@ -54,8 +54,7 @@ def revive(
             revival.refused.append((letter.id, reason.removeprefix(": ")))
             continue
         revived.append(letter.id)
-        if checked.count:
-            lines.append(checked.lines)
+        lines.extend(line for line, _ in checked.groups)
         for due_ms, held_line in checked.held:
             held.append(Chunk(held_line, 1, arrived_ms, due_ms))
     revival.change.revived = revived

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent import quick
+from agent.chunk import MAX_EVENTS
 from agent.framing import Segment, _TooLong
-from agent.ids import BLOCK, suffixes, uuid7_block, uuid7_prefix
+from agent.ids import suffixes, uuid7_block, uuid7_prefix
 from agent.refusal import Facts, Refusal, full_check, too_long
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _BLANK = b" \t\r\n"
 _ids_of = attrgetter("external_id")
@@ -49,16 +50,25 @@ class Checked:
     """The outcome for a run of segments.
 
     Attributes:
-        lines: the accepted lines that are due, joined by newlines.
-        count: how many these are.
+        groups: the accepted lines that are due, in order: joined by newlines, with their count;
+            none larger than a chunk of the queue, where that costs nothing.
         held: accepted lines that are not due yet, each with its moment in Unix milliseconds.
         fates: one for each segment, in order.
     """
 
-    lines: bytes
-    count: int
+    groups: list[tuple[bytes, int]]
     held: list[tuple[int, bytes]]
     fates: list[Fate]
+
+    @property
+    def lines(self) -> bytes:
+        """The accepted lines that are due, joined by newlines."""
+        return b"\n".join([lines for lines, _ in self.groups])
+
+    @property
+    def count(self) -> int:
+        """How many accepted lines are due."""
+        return sum(count for _, count in self.groups)
 
     @property
     def accepted(self) -> int:
@@ -129,7 +139,7 @@ class Checker:
                     held.append((int(facts.timestamp.timestamp() * 1000) + 1, line))
                 else:
                     due.append(line)
-        return Checked(b"\n".join(due), len(due), held, fates)
+        return Checked([(b"\n".join(due), len(due))] if due else [], held, fates)
 
     def _check_line(self, line: bytes, latest: datetime) -> Facts | Refusal:
         """Check one line: quickly where that proves it."""
@@ -163,22 +173,60 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
     events = quick.check_block(data, count)
     if events is None:
         return None
+    groups = _stamp_whole(data, parts, events, now)
+    return None if groups is None else Checked(groups, [], [Fate(number) for number in counts])
+
+
+def _stamp_whole(
+    data: bytes, parts: list[bytes], events: list[quick.Event], now: float
+) -> list[tuple[bytes, int]] | None:
+    """Stamp lines that are fine and return them in groups; None if one may not be due.
+
+    Args:
+        data: the lines.
+        parts: the same, cut at the brace, newline and brace between them.
+        events: what was read of them.
+        now: the time of receipt.
+    """
+    count = len(events)
     times = list(map(_times_of, events))
     missing_times = times.count(quick.ABSENT)
     if missing_times != count and not (quick.earliest_is_safe(times) and max(times).timestamp() <= now):
         return None
     missing_ids = sum(1 for known in map(_ids_of, events) if not known)
-    if missing_ids or missing_times:
-        # All alike and nothing to take out: the usual block, written at once.
-        if missing_ids == count and missing_times in (0, count) and b'"external_id"' not in data:
-            data = _write_in(parts, now, with_time=missing_times == count)
-        else:
-            stamper = _Stamper(now)
-            data = b"\n".join(
-                stamper.stamp(line, Facts(bool(event.external_id), _time_of(event)))
-                for line, event in zip(data.split(b"\n"), events, strict=True)
-            )
-    return Checked(data, count, [], [Fate(number) for number in counts])
+    if not missing_ids and not missing_times:
+        return _groups(data, parts)
+    # All alike and nothing to take out: the usual block, written at once.
+    if missing_ids == count and missing_times in (0, count) and b'"external_id"' not in data:
+        return _write_in(parts, now, with_time=missing_times == count)
+    stamper = _Stamper(now)
+    lines = [
+        stamper.stamp(line, Facts(bool(event.external_id), _time_of(event)))
+        for line, event in zip(data.split(b"\n"), events, strict=True)
+    ]
+    return [(b"\n".join(lines), count)]
+
+
+def _shares(count: int) -> Iterator[slice]:
+    """Yield slices that share so many lines out evenly to as few chunks as can hold them."""
+    chunks = -(-count // MAX_EVENTS)
+    for number in range(chunks):
+        yield slice(count * number // chunks, count * (number + 1) // chunks)
+
+
+def _groups(data: bytes, parts: list[bytes]) -> list[tuple[bytes, int]]:
+    """Return complete lines in groups.
+
+    Args:
+        data: the lines.
+        parts: the same, cut at the brace, newline and brace between them.
+    """
+    if len(parts) <= MAX_EVENTS:
+        return [(data, len(parts))]
+    parts[0] = parts[0][1:]
+    parts[-1] = parts[-1][:-1]
+    shares = [parts[share] for share in _shares(len(parts))]
+    return [(b"{%b}" % b"}\n{".join(some), len(some)) for some in shares]
 
 
 def _time_of(event: quick.Event) -> datetime | None:
@@ -186,8 +234,8 @@ def _time_of(event: quick.Event) -> datetime | None:
     return None if event.timestamp is quick.ABSENT else event.timestamp
 
 
-def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> bytes:
-    """Write ids, and times if wanted, into lines that all lack them.
+def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> list[tuple[bytes, int]]:
+    """Write ids, and times if wanted, into lines that all lack them; return them in groups.
 
     Args:
         parts: the lines, cut at the brace, newline and brace between them.
@@ -195,14 +243,17 @@ def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> bytes:
         with_time: the lines lack a timestamp, too.
     """
     between = b'","timestamp":"%b"}\n{' % iso(now) if with_time else b'"}\n{'
+    parts[0] = parts[0][1:]
     parts[-1] = parts[-1][:-1]
-    pieces: list[bytes] = []
-    for start in range(0, len(parts), BLOCK):
-        some = parts[start : start + BLOCK]
+    groups = []
+    for share in _shares(len(parts)):
+        some = parts[share]
         before = b',"external_id":"' + uuid7_prefix(now)
+        pieces = [b"{"]
         for part, suffix in zip(some, suffixes(len(some)), strict=True):
             pieces += (part, before, suffix, between)
-    return b"".join(pieces)[:-2]
+        groups.append((b"".join(pieces)[:-2], len(some)))
+    return groups
 
 
 def iso(now: float) -> bytes:

@@ -41,8 +41,7 @@ class Append:
     """Checked lines of one source, to be made durable.
 
     Attributes:
-        lines: accepted lines that are due, joined by newlines.
-        count: how many these are.
+        groups: accepted lines that are due, joined by newlines, with their count.
         held: accepted lines that are not due yet, with their moments in Unix milliseconds.
         refused: how many lines were refused beside them.
         dropped: how many fine lines were dropped, since the queue is full.
@@ -51,13 +50,17 @@ class Append:
         patient: nobody waits for the ack, so it may be gathered with more.
     """
 
-    lines: bytes
-    count: int
+    groups: list[tuple[bytes, int]]
     held: list[tuple[int, bytes]]
     refused: int
     dropped: int
     done: Callable[[bool], None]
     patient: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the accepted lines."""
+        return sum(len(lines) for lines, _ in self.groups) + sum(len(line) for _, line in self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class Writer:
         """Queue lines for the next commit; returns at once."""
         with self._lock:
             self._appends.append(append)
-            self._waiting_bytes += len(append.lines)
+            self._waiting_bytes += append.size
             if self._waiting_bytes > _MAX_WAITING_BYTES:
                 self._room.clear()
         if append.patient and self._waiting_bytes < _GATHER_BYTES:
@@ -236,7 +239,7 @@ class Writer:
             refused=sum(append.refused for append in appends),
             dropped=sum(append.dropped for append in appends),
         )
-        groups = [(append.lines, append.count) for append in appends if append.count]
+        groups = [group for append in appends for group in append.groups]
         held = [item for append in appends for item in append.held]
         change.appends = chunk.pack(groups, now_ms)
         if held:
@@ -255,7 +258,7 @@ class Writer:
     def _release(self, appends: list[Append]) -> None:
         """Give the room of committed lines back."""
         with self._lock:
-            self._waiting_bytes -= sum(len(append.lines) for append in appends)
+            self._waiting_bytes -= sum(append.size for append in appends)
             if self._waiting_bytes <= _MAX_WAITING_BYTES:
                 self._room.set()
 

@@ -401,8 +401,7 @@ class Collector:
             owner.begin()
         self._writer.append(
             Append(
-                checked.lines,
-                checked.count,
+                checked.groups,
                 checked.held,
                 refused=0 if dropped else checked.refused,
                 dropped=dropped,
@@ -431,4 +430,4 @@ def _refuse_all(checked: Checked, reason: str) -> Checked:
     for fate in checked.fates:
         refused = dict(fate.refused)
         fates.append(Fate(fate.lines, [(n, refused.get(n, full)) for n in range(1, fate.lines + 1)]))
-    return Checked(b"", 0, [], fates)
+    return Checked([], [], fates)
