@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -190,7 +191,8 @@ def _stamp_whole(
     """
     count = len(events)
     times = list(map(_times_of, events))
-    missing_times = times.count(quick.ABSENT)
+    # That very object: a line may carry an equal time.
+    missing_times = sum(map(is_, times, repeat(quick.ABSENT)))
     if missing_times != count and not (quick.earliest_is_safe(times) and max(times).timestamp() <= now):
         return None
     missing_ids = sum(1 for known in map(_ids_of, events) if not known)
@@ -278,15 +280,20 @@ class _Stamper:
             if not self._ids:
                 self._ids = uuid7_block(self._now, 256)[::-1]
             if b'"external_id"' in line:
-                line = _without_external_id(line)
+                line = _without(line, "external_id")
             added = b',"external_id":"%b"' % self._ids.pop()
         if facts.timestamp is None:
+            if facts.idle_customer_id:
+                # Of an event with both ids Polar takes the external one; but with a timestamp, which
+                # we are about to add, its choice between its two kinds of event would be the other.
+                line = _without(line, "customer_id")
+                added += b',"customer_id":null' if b'"customer_id"' in line else b""
             added += b',"timestamp":"%b"' % self._time
         return line[:-1] + added + b"}" if added else line
 
 
-def _without_external_id(line: bytes) -> bytes:
-    """Take an empty or null `external_id` out, every other value as it was written.
+def _without(line: bytes, name: str) -> bytes:
+    """Take a member out of an object, every other value as it was written.
 
     Where msgspec cannot read the line (`NaN` in a field that Polar ignores), it stays: of
     two members of one name, the later wins with every reader that the server uses.
@@ -295,5 +302,5 @@ def _without_external_id(line: bytes) -> bytes:
         members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return line
-    members.pop("external_id", None)
+    members.pop(name, None)
     return msgspec.json.encode(members)

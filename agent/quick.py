@@ -18,7 +18,7 @@ ABSENT: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Stands (as this very object) for a timestamp that the line does not carry."""
 
 _EARLIEST = datetime(2, 1, 1, tzinfo=UTC)  # an offset may take an earlier one before year 1: the server fails
-_EXTRA_CLOSERS = 400
+_MAX_DEPTH = 400  # a line of less nesting than the server takes goes to the full check; deeper ones must
 _MAX_INT_DIGITS = 4300
 _STRIDE = _MAX_INT_DIGITS // 2 - 1
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
@@ -151,15 +151,24 @@ def _has_long_number(block: bytes) -> bool:
 
 def _nesting_is_safe(block: bytes, lines: int) -> bool:
     """Tell that no line can be nested so deeply that readers of JSON differ."""
-    closers = block.count(b"}") + block.count(b"]")
-    return closers <= 3 * lines + _EXTRA_CLOSERS
+    # Each line has a closing brace of its own, so one line has at most the others' excess.
+    if _closers(block) - lines <= _MAX_DEPTH:
+        return True
+    return all(len(line) <= 2 * _MAX_DEPTH or _closers(line) <= _MAX_DEPTH for line in block.split(b"\n"))
+
+
+def _closers(text: bytes) -> int:
+    return text.count(b"}") + text.count(b"]")
 
 
 def _fine(event: _Rich) -> bool:
     """Tell whether what the types of `_Rich` allow is what Polar takes."""
     customer = event.customer_id
-    if event.external_customer_id is UNSET and (customer is UNSET or _UUID4.fullmatch(customer) is None):
-        return False
+    if customer is UNSET:
+        if event.external_customer_id is UNSET:
+            return False
+    elif event.external_customer_id is not UNSET or _UUID4.fullmatch(customer) is None:
+        return False  # with both, which one counts is more than can be told here
     metadata = event.metadata
     if metadata is UNSET:
         return True

@@ -50,10 +50,17 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What stamping must know of an accepted line."""
+    """What stamping must know of an accepted line.
+
+    Attributes:
+        has_external_id: it has one that is neither null nor empty.
+        timestamp: its own, None when it has none.
+        idle_customer_id: it has a `customer_id`, but Polar goes by its `external_customer_id`.
+    """
 
     has_external_id: bool
     timestamp: datetime | None
+    idle_customer_id: bool = False
 
 
 def too_long(max_line_bytes: int) -> Refusal:
@@ -107,7 +114,8 @@ def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -
         return Refusal(
             "not_allowed", ("organization_id",), "leave it out: an organization's token implies it"
         )
-    return Facts(bool(event.external_id), event.timestamp)
+    idle = isinstance(event, schema.EventCreateExternalCustomer) and "customer_id" in value
+    return Facts(bool(event.external_id), event.timestamp, idle)
 
 
 def _explain(errors: Any, event: Mapping[str, Any]) -> Refusal:

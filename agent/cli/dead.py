@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from agent.queue import DeadLetter
     from agent.settings import Settings
 
+_CUSTOMERS = {"customer_id", "external_customer_id"}
+
 DESCRIPTION = (
     "Shows, repairs, retries, exports and purges dead letters: events that Polar refused for good. They "
     "are kept on disk, with the reason, until somebody decides."
@@ -276,6 +278,10 @@ def _mended(changes: list[str], settings: Settings, ids: list[int] | None) -> di
                 event.setdefault("metadata", {})[name.removeprefix("metadata.")] = value
             else:
                 event[name] = value
+        names = {name for name, _ in fields}
+        if len(names & _CUSTOMERS) == 1:
+            # An event has one kind of customer id; with both, Polar may go by the other.
+            event = {name: value for name, value in event.items() if name in names or name not in _CUSTOMERS}
         event["external_id"] = letter.external_id
         edits[letter.id] = json.dumps(event, ensure_ascii=False)
     return edits

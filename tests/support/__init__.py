@@ -1,0 +1,1 @@
+"""What tests share: a clock, strategies, the product as processes."""
