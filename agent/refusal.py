@@ -18,6 +18,7 @@ JSON_TYPES = ("json_invalid",)
 _PAST = "Timestamp must be in the past"
 _METADATA_BRANCHES = frozenset({"constrained-str", "int", "float", "bool"})
 _TIMESTAMP_TYPES = ("datetime", "timezone", "date_")
+_HALF = "half of a surrogate pair, which is no character"
 
 _MESSAGES = {
     "missing": "this field is required",
@@ -91,7 +92,7 @@ def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -
     except UnicodeDecodeError as error:
         return Refusal("json_invalid", (), f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
-        return Refusal("json_invalid", (), f"{error.msg} at character {error.pos + 1}")
+        return Refusal("json_invalid", (), f"{error.msg.removesuffix(' at')} at character {error.pos + 1}")
     except schema.BodyError as error:
         return Refusal("json_invalid", (), str(error))
     if not isinstance(value, dict):
@@ -134,13 +135,18 @@ def _explain(errors: Any, event: Mapping[str, Any]) -> Refusal:
 
 def _refusal(kind: str, loc: tuple[str | int, ...], msg: str) -> Refusal:
     """Translate one of the server's errors into our stable words."""
-    if loc[:1] == ("timestamp",):
+    plain_value = len(loc) == 3 and loc[0] == "metadata" and loc[2] in _METADATA_BRANCHES
+    if plain_value:
+        loc = loc[:2]
+    if kind == "string_unicode":
+        return Refusal("invalid_characters", loc, _HALF)
+    if plain_value:
+        kind = "metadata_value"
+    elif loc[:1] == ("timestamp",):
         if _PAST in msg:
             kind = "timestamp_in_future"
         elif kind.startswith(_TIMESTAMP_TYPES):
             kind = "timestamp_invalid"
-    elif len(loc) == 3 and loc[0] == "metadata" and loc[2] in _METADATA_BRANCHES:
-        kind, loc = "metadata_value", loc[:2]
     if kind == "value_error" and "invalid characters" in msg:
         kind = "invalid_characters"
     return Refusal(kind, loc, _MESSAGES.get(kind, msg))

@@ -9,8 +9,9 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from agent import __version__
 from support.processes import TOKEN, Line, Product, balanced, wait_until
+
+from agent import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """The way to Polar, over real sockets: what is sent, and what becomes of each thing that can come back."""
 
 import json
-import shutil
 import socket
 import ssl
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from http_server import DATE_UNIX, Server, answer, read_request
@@ -438,18 +438,10 @@ class TestThreads:
         assert sys.getrefcount(body) == held
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
+@pytest.fixture
+def certificate():
     """A key and a certificate for localhost and polar.test that nobody has signed."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("needs the openssl program to make a certificate")
-    directory = tmp_path_factory.mktemp("tls")
-    command = [program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=polar.test"]
-    command += ["-addext", "subjectAltName=DNS:localhost,DNS:polar.test"]
-    subprocess.run(command, cwd=directory, check=True, capture_output=True)
-    return directory
+    return Path(__file__).parents[1] / "data" / "tls"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+
 from agent import schema
 from agent.event import Checker
 

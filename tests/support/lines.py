@@ -45,8 +45,22 @@ TEXTS = [
     *(b'"\\u0000"', b'"a\\u0000b"', b'"\\\\u0000"', b'"\\u0001"', b'"\x00"', b'"\t"', b'"\x1f"', b'"\x7f"'),
     *(b'"\\ud800"', b'"\\udc00"', b'"\\ud83d\\ude00"', b'"\\ude00\\ud83d"', b'"\\uD800\\u0041"'),
     *(b'"\\x"', b'"\\u12"', b'"\\u00zz"', b'"\\n\\t\\/\\"\\\\"', b'"unended', b'"\\"', b"'a'"),
-    *(b'"\xc3\xa9"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xf0\x9f\x98\x80"', b'"\xf4\x90\x80\x80"'),
-    *(b'"\xef\xbb\xbf"', b'"}{"', b'"},{"', b'"external_id"', b'"\\u0065xternal_id"', b'"' + b"7" * 5000 + b'"'),
+    *(
+        b'"\xc3\xa9"',
+        b'"\xff"',
+        b'"\xc0\x80"',
+        b'"\xed\xa0\x80"',
+        b'"\xf0\x9f\x98\x80"',
+        b'"\xf4\x90\x80\x80"',
+    ),
+    *(
+        b'"\xef\xbb\xbf"',
+        b'"}{"',
+        b'"},{"',
+        b'"external_id"',
+        b'"\\u0065xternal_id"',
+        b'"' + b"7" * 5000 + b'"',
+    ),
     *(b'"' + b"n" * size + b'"' for size in (128, 129, 500, 501, 600, 601, 5000)),
     *(b'"' + "é".encode() * size + b'"' for size in (128, 129, 500, 501, 600, 601)),
     *(b'"' + _HARD_TO_COMPRESS[:size].encode() + b'"' for size in (600, 2600, 2750, 4000)),
@@ -70,26 +84,89 @@ TIMES = [
     *(b"2026-01-31T12:00Z", b"2026-01-31T12Z", b"2026-01-31T12:00:00", b"2026-01-31", b"20260131T120000Z"),
     *(b"2026-01-31T12:00:00.1Z", b"2026-01-31T12:00:00,5Z", b"2026-01-31T12:00:00.123456789123Z"),
     *(b"2026-01-31T12:00:00.Z", b"2026-01-31T24:00:00Z", b"2026-01-31T23:59:60Z", b"2026-02-29T00:00:00Z"),
-    *(b"2024-02-29T00:00:00Z", b"2026-01-31T12:00:00+09:00", b"2026-01-31T12:00:00+0900", b"2000-01-01T00:00:00Z"),
+    *(
+        b"2024-02-29T00:00:00Z",
+        b"2026-01-31T12:00:00+09:00",
+        b"2026-01-31T12:00:00+0900",
+        b"2000-01-01T00:00:00Z",
+    ),
     *(b"2026-01-31T12:00:00+09", b"2026-01-31T12:00:00-00:00", b"2026-01-31T12:00:00+23:59"),
-    *(b"2026-01-31T12:00:00+24:00", b"2026-01-31T12:00:00+09:60", b"2026-01-31T12:00:00 Z", b" 2026-01-31T12:00:00Z"),
-    *(b"0001-01-01T00:00:00Z", b"0001-01-01T00:00:00+14:00", b"0001-01-02T00:00:00+14:00", b"0000-01-01T00:00:00Z"),
-    *(b"0002-01-01T00:00:00+23:59", b"9999-12-31T23:59:59Z", b"9999-12-31T23:59:59-12:00", b"10000-01-01T00:00:00Z"),
-    *(b"2026-11-23T11:59:59.999Z", b"2026-11-23T12:00:00Z", b"2026-11-23T12:00:00.001Z", b"2026-11-23T21:00:00+09:00"),
-    *(b"2026-11-23T12:00:30Z", b"2026-11-23T12:01:00.000001Z", b"1999-12-31T19:00:00-05:00", b"2026-W05-6T12:00:00Z"),
-    *(b"1696000000", b"1696000000.5", b"1696000000123", b"-1", b"1e9", b"", b"now", b"2026-01-31T12:00:00\\u005a"),
+    *(
+        b"2026-01-31T12:00:00+24:00",
+        b"2026-01-31T12:00:00+09:60",
+        b"2026-01-31T12:00:00 Z",
+        b" 2026-01-31T12:00:00Z",
+    ),
+    *(
+        b"0001-01-01T00:00:00Z",
+        b"0001-01-01T00:00:00+14:00",
+        b"0001-01-02T00:00:00+14:00",
+        b"0000-01-01T00:00:00Z",
+    ),
+    *(
+        b"0002-01-01T00:00:00+23:59",
+        b"9999-12-31T23:59:59Z",
+        b"9999-12-31T23:59:59-12:00",
+        b"10000-01-01T00:00:00Z",
+    ),
+    *(
+        b"2026-11-23T11:59:59.999Z",
+        b"2026-11-23T12:00:00Z",
+        b"2026-11-23T12:00:00.001Z",
+        b"2026-11-23T21:00:00+09:00",
+    ),
+    *(
+        b"2026-11-23T12:00:30Z",
+        b"2026-11-23T12:01:00.000001Z",
+        b"1999-12-31T19:00:00-05:00",
+        b"2026-W05-6T12:00:00Z",
+    ),
+    *(
+        b"1696000000",
+        b"1696000000.5",
+        b"1696000000123",
+        b"-1",
+        b"1e9",
+        b"",
+        b"now",
+        b"2026-01-31T12:00:00\\u005a",
+    ),
 ]
 
 ODD = [
-    *(b"null", b"true", b"false", b"True", b"None", b"{}", b"[]", b"[1,]", b'{"a":1,}', b'{"a" 1}', b"", b"{1:2}"),
-    *(b'{"a":{"b":[null,1.0,"x"]}}', b'["]",1]', b'{"\\ud800":1}', b'{"\\u0000":1}', b'{"\xff":1}', b'{"a\tb":1}'),
+    *(
+        b"null",
+        b"true",
+        b"false",
+        b"True",
+        b"None",
+        b"{}",
+        b"[]",
+        b"[1,]",
+        b'{"a":1,}',
+        b'{"a" 1}',
+        b"",
+        b"{1:2}",
+    ),
+    *(
+        b'{"a":{"b":[null,1.0,"x"]}}',
+        b'["]",1]',
+        b'{"\\ud800":1}',
+        b'{"\\u0000":1}',
+        b'{"\xff":1}',
+        b'{"a\tb":1}',
+    ),
     *(nested(3), nested(300), nested(300, b'{"a":1}'), nested(1100), nested(2100), nested(21_000)),
     *(b'{"a":' * 30 + b"1" + b"}" * 30, b"[" * 50, b"]", b"}", b"// no", b"1 2", b'"a""b"', b"1,2"),
 ]
 
-_numbers = st.sampled_from(NUMBERS) | st.integers().map(lambda number: b"%d" % number) | st.decimals(
-    allow_nan=False, allow_infinity=False, places=13, min_value=-200_000, max_value=200_000
-).map(lambda number: b"%b" % str(number).encode())
+_numbers = (
+    st.sampled_from(NUMBERS)
+    | st.integers().map(lambda number: b"%d" % number)
+    | st.decimals(
+        allow_nan=False, allow_infinity=False, places=13, min_value=-200_000, max_value=200_000
+    ).map(lambda number: b"%b" % str(number).encode())
+)
 _texts = st.sampled_from(TEXTS)
 _anything = st.one_of(_numbers, _texts, st.sampled_from(ODD), st.sampled_from(IDS))
 _blanks = st.sampled_from([b"", b"", b"", b" ", b"\t", b"\r", b"  "])
@@ -130,11 +207,26 @@ _cost = st.one_of(
     _object({"amount": _anything, "currency": _texts, "x": _anything}, 4),
     _anything,
 )
-_LLM = {"vendor": _texts, "model": _texts, "input_tokens": _numbers, "output_tokens": _numbers, "total_tokens": _numbers}
+_LLM = {
+    "vendor": _texts,
+    "model": _texts,
+    "input_tokens": _numbers,
+    "output_tokens": _numbers,
+    "total_tokens": _numbers,
+}
 _llm = st.one_of(
     st.just(b'{"vendor":"v","model":"m","input_tokens":1,"output_tokens":2,"total_tokens":3}'),
     _joined(list(_LLM.items())),
-    _object({**_LLM, "prompt": _anything, "response": _anything, "cached_input_tokens": _anything, "x": _anything}, 8),
+    _object(
+        {
+            **_LLM,
+            "prompt": _anything,
+            "response": _anything,
+            "cached_input_tokens": _anything,
+            "x": _anything,
+        },
+        8,
+    ),
     _anything,
 )
 _metadata = st.one_of(
@@ -183,7 +275,9 @@ def lines(draw: st.DrawFn) -> bytes:
     if not draw(st.integers(0, 7)):
         place = draw(st.integers(0, len(line)))
         cut = draw(st.integers(0, 1))
-        wedge = draw(st.sampled_from([b"", b" ", b",", b"}", b"{", b'"', b"\\", b"\x00", b"\xff", b"]", b"\r"]))
+        wedge = draw(
+            st.sampled_from([b"", b" ", b",", b"}", b"{", b'"', b"\\", b"\x00", b"\xff", b"]", b"\r"])
+        )
         line = line[:place] + wedge + line[place + cut :]
     return line
 
@@ -195,7 +289,9 @@ def whole_lines() -> st.SearchStrategy[bytes]:
         lines(),
         st.sampled_from(GOOD),
         st.sampled_from(GOOD),
-        st.sampled_from([b"", b" ", b"\r", b"null", b"[]", b"1", b'"a"', b"{}", b"{}{}", b"\xef\xbb\xbf{}", b"\xff"]),
+        st.sampled_from(
+            [b"", b" ", b"\r", b"null", b"[]", b"1", b'"a"', b"{}", b"{}{}", b"\xef\xbb\xbf{}", b"\xff"]
+        ),
         st.builds(b"%b%b%b".__mod__, st.tuples(_blanks, st.sampled_from(GOOD), _blanks)),
         st.builds(lambda one, two: one + b" " + two, st.sampled_from(GOOD), st.sampled_from(GOOD)),
     )

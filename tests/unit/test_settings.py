@@ -1,6 +1,5 @@
 """Where settings come from, what is checked, and what their errors say."""
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from support.user import unprivileged
 
 from agent import config_sources, places, settings_values
 from agent.errors import UsageError
@@ -139,10 +139,10 @@ class TestPlaces:
 
     def test_a_directory_that_we_may_not_write_to_is_not_ours(self, read, tmp_path, monkeypatch):
         (tmp_path / "polar-agent").mkdir(mode=0o555)
-        if os.access(tmp_path / "polar-agent", os.W_OK):
-            pytest.skip("this user may write everywhere")
         monkeypatch.setattr(places, "RUN", tmp_path)
-        assert str(read().socket_path) == "/run/user/1000/polar-agent/agent.sock"
+        with unprivileged():
+            found = read()
+        assert str(found.socket_path) == "/run/user/1000/polar-agent/agent.sock"
 
     def test_without_a_runtime_directory_the_socket_is_in_the_users_state_not_in_tmp(self, read):
         found = read(XDG_RUNTIME_DIR="")
@@ -521,9 +521,7 @@ class TestFile:
     def test_a_file_that_may_not_be_read_is_told(self, home, tmp_path):
         path = tmp_path / "x.toml"
         path.touch(mode=0)
-        if os.access(path, os.R_OK):
-            pytest.skip("this user may read everything")
-        with pytest.raises(UsageError, match="access_token_file"):
+        with unprivileged(), pytest.raises(UsageError, match="access_token_file"):
             load(path, None, home)
 
 
