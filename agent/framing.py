@@ -30,18 +30,17 @@ class Framer:
         max_line_bytes: the longest line that is taken, its newline not counted.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_max", "_skipping")
+    __slots__ = ("_held", "_max", "_skipping")
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max = max_line_bytes
-        self._held: list[bytes] = []  # the pieces of a line whose newline has not come
-        self._held_bytes = 0
+        self._held = bytearray()  # of a line whose newline has not come
         self._skipping = False
 
     @property
     def partial(self) -> bool:
         """True while a line has begun whose newline has not come."""
-        return self._skipping or self._held_bytes > 0
+        return self._skipping or bool(self._held)
 
     def feed(self, data: bytes) -> list[Segment]:
         """Take what was received; return the segments that it completes, in order."""
@@ -57,10 +56,8 @@ class Framer:
             segments.append(TOO_LONG)
         block = data[start:end] if start or end != len(data) else data
         if self._held:
-            self._held.append(block)
-            block = b"".join(self._held)
-            self._held = []
-            self._held_bytes = 0
+            block = b"".join((self._held, block))
+            self._held.clear()
         if len(block) > self._max + 1:
             segments.extend(self._bounded(block))
         elif block:
@@ -76,24 +73,20 @@ class Framer:
             return [TOO_LONG]
         if not self._held:
             return []
-        self._held.append(b"\n")
-        line = b"".join(self._held)
-        self._held = []
-        self._held_bytes = 0
+        line = bytes(self._held) + b"\n"
+        self._held.clear()
         return self._bounded(line)
 
     def _hold(self, piece: bytes) -> None:
         """Keep the beginning of a line, unless it is too long already."""
         if self._skipping:
             return
-        self._held_bytes += len(piece)
         # One more than the bound: the last byte may be the \r of a \r\n.
-        if self._held_bytes > self._max + 1:
-            self._held = []
-            self._held_bytes = 0
+        if len(self._held) + len(piece) > self._max + 1:
+            self._held.clear()
             self._skipping = True
         else:
-            self._held.append(piece)
+            self._held += piece
 
     def _bounded(self, block: bytes) -> list[Segment]:
         """Split a block at its lines that are too long."""

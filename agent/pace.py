@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ def retry_after(value: str | None, now: float) -> float:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
+            date = parsedate_to_datetime(text)
+            # The old form of an HTTP date names no zone; it is GMT like the others.
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
         except (ValueError, TypeError, OverflowError, OSError):
             return 0.0
     if not math.isfinite(seconds):
@@ -68,7 +71,7 @@ class Pace:
     held: bool = False
     _share: float = 1.0
     _tokens: float = 1.0
-    _filled_at: float = 0.0
+    _filled_at: float | None = None
 
     @property
     def probing(self) -> bool:
@@ -133,7 +136,7 @@ class Pace:
     def _fill(self, now: float) -> None:
         """Let the budget grow with time, up to a few seconds' worth."""
         burst = max(1.0, self._rate * 2)
-        if self._filled_at == 0.0:
-            self._tokens = burst
+        if self._filled_at is None:
+            self._tokens, self._filled_at = burst, now
         self._tokens = min(burst, self._tokens + max(0.0, now - self._filled_at) * self._rate)
         self._filled_at = now

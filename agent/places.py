@@ -62,11 +62,12 @@ def check_socket_path(path: Path) -> Path:
 
 
 def _is_ours(directory: Path) -> bool:
-    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
+    # os.path's questions: pathlib's raise where a directory on the way may not be searched.
+    return os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
 def _may_create(directory: Path) -> bool:
-    return not directory.exists() and _is_ours(directory.parent)
+    return not os.path.exists(directory) and _is_ours(directory.parent)  # noqa: PTH110
 
 
 def _directory(environ: Mapping[str, str], name: str) -> Path | None:
