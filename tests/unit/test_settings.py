@@ -137,12 +137,12 @@ class TestPlaces:
         assert str(read().socket_path) == "/run/user/1000/polar-agent/agent.sock"
         assert read(XDG_RUNTIME_DIR="").socket_path == tmp_path / "polar-agent" / "agent.sock"
 
-    def test_a_directory_that_we_may_not_write_to_is_not_ours(self, read, tmp_path, monkeypatch):
+    def test_a_directory_that_we_may_not_write_to_is_not_ours(self, home, tmp_path, monkeypatch):
         (tmp_path / "polar-agent").mkdir(mode=0o555)
         monkeypatch.setattr(places, "RUN", tmp_path)
         with unprivileged():
-            found = read()
-        assert str(found.socket_path) == "/run/user/1000/polar-agent/agent.sock"
+            found = places.socket_path(home)
+        assert str(found) == "/run/user/1000/polar-agent/agent.sock"
 
     def test_without_a_runtime_directory_the_socket_is_in_the_users_state_not_in_tmp(self, read):
         found = read(XDG_RUNTIME_DIR="")
