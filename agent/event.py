@@ -286,8 +286,9 @@ class _Stamper:
             if facts.idle_customer_id:
                 # Of an event with both ids Polar takes the external one; but with a timestamp, which
                 # we are about to add, its choice between its two kinds of event would be the other.
-                line = _without(line, "customer_id")
-                added += b',"customer_id":null' if b'"customer_id"' in line else b""
+                rest = _without(line, "customer_id")
+                added += b',"customer_id":null' if rest is line else b""
+                line = rest
             added += b',"timestamp":"%b"' % self._time
         return line[:-1] + added + b"}" if added else line
 

@@ -21,6 +21,7 @@ _FIRST_DELAY = 0.5
 _LONGEST_RETRY_AFTER = 3600.0
 _HOLD_SECONDS = 15.0
 _LOWEST_SHARE = 0.05
+_ONE = 0.999  # of a request; whoever kept the wait to the last bit must not wait again for rounding
 
 
 def backoff(failures: int, longest: float, chance: Callable[[], float] = random.random) -> float:
@@ -81,7 +82,7 @@ class Pace:
     def wait(self, now: float) -> float:
         """Return the seconds until the next request may go out; 0 for at once."""
         self._fill(now)
-        budget = 0.0 if self._tokens >= 1 else (1 - self._tokens) / self._rate
+        budget = 0.0 if self._tokens >= _ONE else (1 - self._tokens) / self._rate
         return max(0.0, self.resume_at - now, budget)
 
     @property

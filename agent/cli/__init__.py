@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _build(command).parse_args(words)
     try:
         code: int = args.run(args)
+        sys.stdout.flush()  # here, where a reader that went away can be dealt with
     except AgentError as error:
         print(f"agent {args.command}: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,0 +1,447 @@
+"""What `agent.queue.Queue` promises, held against every store."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.queues import buried, chunk_of, chunks, counts, delivered, letter, names, pending
+
+from agent.errors import QueueError
+from agent.queue import Books, Change, DeadLetter, Settlement
+from agent.queue.disk import DiskQueue
+from agent.queue.memory import MemoryQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.queue import Queue
+
+
+@pytest.fixture(params=["disk", "memory"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queue]:
+    queue = DiskQueue(tmp_path / "queue") if request.param == "disk" else MemoryQueue()
+    yield queue
+    queue.close()
+
+
+def append(queue: Queue, *names: object) -> int:
+    """Append one chunk; return its key."""
+    return queue.commit(Change(appends=[chunk_of(*names)]))[0]
+
+
+def everything(queue: Queue) -> tuple[Books, list[object], list[DeadLetter]]:
+    return queue.books(), list(chunks(queue)), list(queue.dead_letters())
+
+
+# -- appending ---------------------------------------------------------------------------
+
+
+def test_a_new_queue_is_empty(queue: Queue) -> None:
+    assert everything(queue) == (Books(), [], [])
+
+
+def test_an_appended_chunk_is_read_as_it_was_written(queue: Queue) -> None:
+    chunk = chunk_of("a", "b", arrived=12.345, due=67.891, filler=3000)
+
+    (key,) = queue.commit(Change(appends=[chunk]))
+
+    assert queue.get(key) == chunk
+
+
+def test_appended_events_are_accepted_and_pending(queue: Queue) -> None:
+    append(queue, "a", "b")
+
+    assert counts(queue.books()) == {"accepted": 2, "pending": 2}
+
+
+def test_a_commit_returns_the_keys_of_its_chunks_in_order(queue: Queue) -> None:
+    keys = queue.commit(Change(appends=[chunk_of("a"), chunk_of("b"), chunk_of("c")]))
+
+    assert [names(queue.get(key).lines) for key in keys] == [["a"], ["b"], ["c"]]
+    assert list(keys) == sorted(keys)
+
+
+def test_the_first_key_is_that_of_the_oldest_chunk(queue: Queue) -> None:
+    first, second = append(queue, "a"), append(queue, "b")
+    assert queue.first_key() == first
+
+    queue.commit(Change(settlements=[delivered(first)]))
+
+    assert queue.first_key() == second
+
+
+def test_the_first_key_of_an_empty_queue_is_that_of_the_next_chunk(queue: Queue) -> None:
+    assert queue.first_key() == append(queue, "a")
+
+
+def test_keys_grow_on_after_the_queue_was_drained(queue: Queue) -> None:
+    first = append(queue, "a")
+    queue.commit(Change(settlements=[delivered(first)]))
+
+    assert queue.first_key() > first
+    assert append(queue, "b") > first
+
+
+def test_a_key_that_was_never_given_has_no_chunk(queue: Queue) -> None:
+    assert queue.get(append(queue, "a") + 1) is None
+
+
+def test_refused_lines_are_counted_outside_of_the_balance(queue: Queue) -> None:
+    queue.commit(Change(refused=3))
+
+    assert counts(queue.books()) == {"refused": 3}
+
+
+def test_events_dropped_at_the_door_are_accepted_and_dropped(queue: Queue) -> None:
+    queue.commit(Change(dropped=3))
+
+    assert counts(queue.books()) == {"accepted": 3, "dropped": 3}
+
+
+def test_the_books_know_the_size_of_what_is_stored(queue: Queue) -> None:
+    keys = queue.commit(Change(appends=[chunk_of("a"), chunk_of(*range(20))]))
+    full = queue.books().bytes
+    assert full > 0
+
+    queue.commit(Change(settlements=[delivered(keys[1], 10, chunk_of(*range(10)))]))
+    assert 0 < queue.books().bytes < full
+
+    queue.commit(Change(settlements=[delivered(key, count) for key, count in zip(keys, (1, 10), strict=True)]))
+    assert queue.books().bytes == 0
+
+
+# -- settling ----------------------------------------------------------------------------
+
+
+def test_a_settled_chunk_is_gone(queue: Queue) -> None:
+    key = append(queue, "a", "b")
+
+    queue.commit(Change(settlements=[Settlement(key, None, delivered=1, duplicates=1)]))
+
+    assert queue.get(key) is None
+    assert counts(queue.books()) == {"accepted": 2, "delivered": 1, "duplicates": 1}
+
+
+def test_a_chunk_that_is_settled_in_part_keeps_its_key_and_the_rest(queue: Queue) -> None:
+    key = append(queue, "a", "b", "c")
+    rest = chunk_of("b")
+
+    queue.commit(Change(settlements=[delivered(key, 2, rest)]))
+
+    assert queue.get(key) == rest
+    assert queue.first_key() == key
+    assert counts(queue.books()) == {"accepted": 3, "delivered": 2, "pending": 1}
+
+
+def test_a_chunk_can_shrink_and_end_in_one_commit(queue: Queue) -> None:
+    key = append(queue, "a", "b")
+
+    queue.commit(Change(settlements=[delivered(key, 1, chunk_of("b")), delivered(key, 1)]))
+
+    assert queue.get(key) is None
+    assert counts(queue.books()) == {"accepted": 2, "delivered": 2}
+
+
+def test_appends_and_settlements_go_into_one_commit(queue: Queue) -> None:
+    first = append(queue, "a")
+
+    queue.commit(Change(appends=[chunk_of("b")], refused=1, settlements=[delivered(first)]))
+
+    assert pending(queue) == ["b"]
+    assert counts(queue.books()) == {"accepted": 2, "refused": 1, "delivered": 1, "pending": 1}
+
+
+# -- dead letters ------------------------------------------------------------------------
+
+
+def test_a_dead_letter_gets_a_number_and_keeps_all_that_is_known_of_it(queue: Queue) -> None:
+    key = append(queue, "bad")
+    dead = letter("bad", reason='with "quotes" and ü', attempts=3)
+
+    queue.commit(Change(settlements=[Settlement(key, None, dead=[dead])]))
+
+    (kept,) = queue.dead_letters()
+    assert kept.id > 0
+    assert kept == msgspec.structs.replace(dead, id=kept.id)
+    assert counts(queue.books()) == {"accepted": 1, "dead": 1}
+
+
+def test_dead_letters_come_oldest_first(queue: Queue) -> None:
+    key = append(queue, *range(12))
+
+    queue.commit(Change(settlements=[buried(key, *range(12))]))
+
+    numbers = [dead.id for dead in queue.dead_letters()]
+    assert numbers == sorted(set(numbers))
+    assert [dead.external_id for dead in queue.dead_letters()] == [str(number) for number in range(12)]
+
+
+def test_dead_letters_can_be_asked_for_by_number(queue: Queue) -> None:
+    key = append(queue, "a", "b", "c")
+    queue.commit(Change(settlements=[buried(key, "a", "b", "c")]))
+    first, _, third = (dead.id for dead in queue.dead_letters())
+
+    some = queue.dead_letters([third, first, 999, first])
+
+    assert [dead.external_id for dead in some] == ["a", "c"]
+
+
+def test_a_dead_letter_can_go_while_they_are_read(queue: Queue) -> None:
+    key = append(queue, "a", "b")
+    queue.commit(Change(settlements=[buried(key, "a", "b")]))
+
+    for dead in queue.dead_letters():
+        queue.commit(Change(purged=[dead.id]))
+
+    assert list(queue.dead_letters()) == []
+
+
+def test_a_revived_dead_letter_is_pending_again_in_a_new_chunk(queue: Queue) -> None:
+    key = append(queue, "a", "b")
+    queue.commit(Change(settlements=[buried(key, "a", "b")]))
+    first = next(queue.dead_letters())
+
+    (new,) = queue.commit(Change(revived=[first.id], requeued=[chunk_of("a")]))
+
+    assert new > key
+    assert pending(queue) == ["a"]
+    assert [dead.external_id for dead in queue.dead_letters()] == ["b"]
+    assert counts(queue.books()) == {"accepted": 2, "dead": 1, "pending": 1}
+
+
+def test_a_purged_dead_letter_counts_as_dropped(queue: Queue) -> None:
+    key = append(queue, "a", "b")
+    queue.commit(Change(settlements=[buried(key, "a", "b")]))
+
+    queue.commit(Change(purged=[next(queue.dead_letters()).id]))
+
+    assert [dead.external_id for dead in queue.dead_letters()] == ["b"]
+    assert counts(queue.books()) == {"accepted": 2, "dead": 1, "dropped": 1}
+
+
+def test_the_number_of_a_dead_letter_is_never_given_again(queue: Queue) -> None:
+    queue.commit(Change(settlements=[buried(append(queue, "a"), "a")]))
+    (old,) = queue.dead_letters()
+    queue.commit(Change(purged=[old.id]))
+
+    queue.commit(Change(settlements=[buried(append(queue, "b"), "b")]))
+
+    (new,) = queue.dead_letters()
+    assert new.id > old.id
+
+
+# -- all or nothing ----------------------------------------------------------------------
+
+IMPOSSIBLE = {
+    "an unknown chunk is settled": Change(settlements=[delivered(1), delivered(777)]),
+    "an unknown chunk shrinks": Change(settlements=[delivered(1), delivered(777, 1, chunk_of("x"))]),
+    "a chunk is settled twice": Change(settlements=[delivered(1), delivered(1)]),
+    "a chunk shrinks after its end": Change(settlements=[delivered(1), delivered(1, 0, chunk_of("x"))]),
+    "an unknown dead letter is revived": Change(revived=[1, 777], requeued=[chunk_of("x"), chunk_of("y")]),
+    "an unknown dead letter is purged": Change(purged=[1, 777]),
+    "a dead letter is purged twice": Change(purged=[1, 1]),
+    "a dead letter is revived and purged": Change(revived=[1], requeued=[chunk_of("x")], purged=[1]),
+}
+
+
+@pytest.fixture
+def full(queue: Queue) -> Queue:
+    """One chunk of key 1, one of key 2 with an event less than it had, one dead letter of number 1."""
+    queue.commit(Change(appends=[chunk_of("a"), chunk_of("b", "bad")]))
+    queue.commit(Change(settlements=[buried(2, "bad", rest=chunk_of("b"))]))
+    assert [key for key, _ in chunks(queue)] == [1, 2]
+    assert [dead.id for dead in queue.dead_letters()] == [1]
+    return queue
+
+
+@pytest.mark.parametrize("impossible", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_an_impossible_change_is_refused_and_changes_nothing(full: Queue, impossible: Change) -> None:
+    before = everything(full)
+    impossible.appends = [chunk_of("new")]
+    impossible.refused = impossible.dropped = 1
+
+    with pytest.raises(QueueError):
+        full.commit(impossible)
+
+    assert everything(full) == before
+
+
+@pytest.mark.parametrize("impossible", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_the_next_commit_after_a_refused_one_works(full: Queue, impossible: Change) -> None:
+    with pytest.raises(QueueError):
+        full.commit(impossible)
+
+    full.commit(Change(appends=[chunk_of("c")], settlements=[delivered(1)]))
+
+    assert pending(full) == ["b", "c"]
+
+
+# -- any sequence ------------------------------------------------------------------------
+
+
+class AnySequence(RuleBasedStateMachine):
+    """Does anything to a queue, in any order, and the same to two dictionaries."""
+
+    queue: Queue
+
+    @initialize()
+    def begin(self) -> None:
+        self.chunks: dict[int, list[str]] = {}
+        self.dead: dict[int, str] = {}
+        self.counts = dict.fromkeys(("accepted", "refused", "delivered", "duplicates", "dropped"), 0)
+        self.keys: set[int] = set()
+        self.numbers: set[int] = set()
+        self.made = 0
+        self.open()
+
+    def open(self) -> None:
+        self.queue = MemoryQueue()
+
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            self.queue.close()
+
+    def new_names(self, count: int) -> list[str]:
+        self.made += count
+        return [f"e{number}" for number in range(self.made - count, self.made)]
+
+    def added(self, keys: list[int], groups: list[list[str]]) -> None:
+        for key, group in zip(keys, groups, strict=True):
+            assert key > max(self.keys, default=0), "a key was given again"
+            self.keys.add(key)
+            self.chunks[key] = group
+
+    @rule(
+        sizes=st.lists(st.integers(1, 6), max_size=3), refused=st.integers(0, 2), dropped=st.integers(0, 2)
+    )
+    def append(self, sizes: list[int], refused: int, dropped: int) -> None:
+        groups = [self.new_names(size) for size in sizes]
+        change = Change([chunk_of(*group) for group in groups], refused, dropped)
+        self.added(list(self.queue.commit(change)), groups)
+        self.counts["accepted"] += sum(sizes) + dropped
+        self.counts["refused"] += refused
+        self.counts["dropped"] += dropped
+
+    @precondition(lambda self: self.chunks)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        """Deliver, bury or keep each event of some chunks."""
+        settlements = []
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.chunks)), unique=True, min_size=1))
+        buried_names = []
+        for key in keys:
+            group = self.chunks[key]
+            fates = data.draw(st.lists(st.sampled_from("DUBK"), min_size=len(group), max_size=len(group)))
+            by_fate = {
+                fate: [name for name, own in zip(group, fates, strict=True) if own == fate] for fate in "DUBK"
+            }
+            rest = by_fate["K"]
+            settlements.append(
+                Settlement(
+                    key,
+                    chunk_of(*rest) if rest else None,
+                    delivered=len(by_fate["D"]),
+                    duplicates=len(by_fate["U"]),
+                    dead=[letter(name) for name in by_fate["B"]],
+                )
+            )
+            self.counts["delivered"] += len(by_fate["D"])
+            self.counts["duplicates"] += len(by_fate["U"])
+            buried_names += by_fate["B"]
+            if rest:
+                self.chunks[key] = rest
+            else:
+                del self.chunks[key]
+        self.queue.commit(Change(settlements=settlements))
+        new = [dead for dead in self.queue.dead_letters() if dead.id not in self.dead]
+        assert [dead.external_id for dead in new] == buried_names
+        for dead in new:
+            assert dead.id > max(self.numbers, default=0), "a number was given again"
+            self.numbers.add(dead.id)
+            self.dead[dead.id] = dead.external_id
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def revive_and_purge(self, data: st.DataObject) -> None:
+        numbers = data.draw(st.lists(st.sampled_from(sorted(self.dead)), unique=True, min_size=1))
+        cut = data.draw(st.integers(0, len(numbers)))
+        revived, purged = numbers[:cut], numbers[cut:]
+        group = [self.dead[number] for number in revived]
+        requeued = [chunk_of(*group)] if group else []
+        keys = self.queue.commit(Change(revived=revived, requeued=requeued, purged=purged))
+        self.added(list(keys), [group] if group else [])
+        self.counts["dropped"] += len(purged)
+        for number in numbers:
+            del self.dead[number]
+
+    @rule(key=st.integers(1, 40), number=st.integers(1, 40), size=st.integers(1, 3))
+    def ask_for_the_impossible(self, key: int, number: int, size: int) -> None:
+        change = Change(appends=[chunk_of(*range(size))], refused=1)
+        if key not in self.chunks:
+            change.settlements = [delivered(key)]
+        elif number not in self.dead:
+            change.purged = [number]
+        else:
+            return
+        with pytest.raises(QueueError):
+            self.queue.commit(change)
+
+    @invariant()
+    def the_queue_holds_what_the_model_holds(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        assert {key: names(chunk.lines) for key, chunk in chunks(self.queue)} == self.chunks
+        assert {dead.id: dead.external_id for dead in self.queue.dead_letters()} == self.dead
+        assert self.queue.first_key() == min(self.chunks, default=self.queue.books().next_key)
+
+    @invariant()
+    def the_books_balance(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        books = self.queue.books()
+        assert {name: getattr(books, name) for name in self.counts} == self.counts
+        assert books.dead == len(self.dead)
+        assert books.pending == sum(map(len, self.chunks.values()))
+        assert (books.bytes > 0) == bool(self.chunks)
+
+
+class AnySequenceOnDisk(AnySequence):
+    """The same with a store that can be closed and opened again."""
+
+    def open(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.queue = DiskQueue(Path(self.directory.name) / "queue")
+
+    @rule()
+    def open_again(self) -> None:
+        before = everything(self.queue)
+        self.queue.close()
+        self.queue = DiskQueue(Path(self.directory.name) / "queue")
+        assert everything(self.queue) == before
+
+    @invariant()
+    def the_size_is_that_of_the_rows(self) -> None:
+        if hasattr(self, "queue"):
+            rows = sum(len(chunk.encode()) for _, chunk in chunks(self.queue))
+            assert self.queue.books().bytes == rows
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+
+_many = settings(
+    max_examples=200, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestAnySequenceInMemory = AnySequence.TestCase
+TestAnySequenceInMemory.settings = _many
+TestAnySequenceOnDisk = AnySequenceOnDisk.TestCase
+TestAnySequenceOnDisk.settings = _many

@@ -1,0 +1,121 @@
+"""What the time is at Polar, from the `Date` headers of its answers."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.server_clock import ServerClock
+
+from support.clock import NOON, FakeClock
+
+
+def answered(clock, server, offset, flight=0.0):
+    """Let a request be answered by a server that is `offset` ahead of true time, which `clock` follows."""
+    sent = clock.monotonic()
+    true_start = NOON + (sent - 1_000.0)
+    clock.advance(flight)
+    header = float(math.floor(true_start + flight / 2 + offset))
+    server.learn(header, sent, clock.monotonic())
+
+
+def server_time(clock, offset):
+    return NOON + (clock.monotonic() - 1_000.0) + offset
+
+
+def test_before_any_answer_our_own_clock_is_believed():
+    clock = FakeClock()
+
+    assert ServerClock(clock).now() == NOON
+    assert ServerClock(clock).offset == 0
+
+
+@given(st.floats(-5000, 5000), st.floats(0, 3), st.floats(-5000, 5000))
+def test_one_answer_tells_the_time_to_its_second_and_its_flight(offset, flight, ours):
+    clock = FakeClock(wall=NOON + ours)
+    server = ServerClock(clock)
+
+    answered(clock, server, offset, flight)
+
+    assert abs(server.now() - server_time(clock, offset)) <= 1 + flight + 1e-3
+
+
+@given(
+    st.floats(-5000, 5000),
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 2)), min_size=1, max_size=20),
+)
+def test_more_answers_never_make_it_worse(offset, answers):
+    """Of an honest server, which is `offset` away from us."""
+    clock = FakeClock()
+    server = ServerClock(clock)
+    worst = math.inf
+    for pause, flight in answers:
+        clock.advance(pause)
+        answered(clock, server, offset, flight)
+        error = abs(server.now() - server_time(clock, offset))
+        assert error <= worst + 1e-3
+        worst = min(worst, 1 + flight)
+
+
+@given(st.floats(-100, 100))
+def test_many_quick_answers_tell_the_time_to_a_tenth_of_a_second(offset):
+    clock = FakeClock(wall=NOON + 40)
+    server = ServerClock(clock)
+    for _ in range(40):
+        clock.advance(0.97)
+        answered(clock, server, offset)
+
+    assert abs(server.now() - server_time(clock, offset)) < 0.1
+
+
+@given(st.floats(-0.4, 0.4))
+def test_within_what_the_answers_allow_our_own_clock_is_believed(offset):
+    """It is finer than a header that is cut to the second."""
+    clock = FakeClock(wall=NOON + offset)
+    server = ServerClock(clock)
+    server.learn(NOON - 0.5, clock.monotonic(), clock.monotonic())
+
+    assert server.now() == pytest.approx(NOON + offset, abs=1e-3)
+
+
+def test_a_local_clock_that_is_set_does_no_harm():
+    clock = FakeClock()
+    server = ServerClock(clock)
+    for _ in range(10):
+        clock.advance(0.9)
+        answered(clock, server, 0.0)
+
+    clock.set_wall(NOON + 86_400)
+
+    assert server.now() == pytest.approx(server_time(clock, 0), abs=1)
+    assert server.offset == pytest.approx(-86_400, abs=30)
+
+
+def test_a_server_clock_that_is_set_is_believed_at_once():
+    clock = FakeClock()
+    server = ServerClock(clock)
+    answered(clock, server, 0.0)
+
+    answered(clock, server, -30.0)
+
+    assert server.now() == pytest.approx(server_time(clock, -30), abs=1)
+
+
+def test_time_goes_on_between_answers():
+    clock = FakeClock(wall=NOON - 500)
+    server = ServerClock(clock)
+    answered(clock, server, 0.0)
+    before = server.now()
+
+    clock.advance(12.5)
+
+    assert server.now() == pytest.approx(before + 12.5)
+
+
+def test_the_offset_is_how_far_the_server_is_ahead():
+    clock = FakeClock(wall=NOON - 100)
+    server = ServerClock(clock)
+    answered(clock, server, 0.0)
+
+    assert server.offset == pytest.approx(100, abs=1)
