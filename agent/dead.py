@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent import chunk
 from agent.queue import Change, Chunk, DeadLetter
 
@@ -45,7 +47,8 @@ def revive(
     revived: list[int] = []
     held: list[Chunk] = []
     for letter in letters:
-        line = edits.get(letter.id, letter.event.encode())
+        line = edits.get(letter.id)
+        line = letter.event.encode() if line is None else _with_id(line, letter.external_id)
         checked = checker.check([line.replace(b"\n", b" ") + b"\n"], now)
         if checked.accepted != 1:
             why = checked.fates[0].refused
@@ -60,3 +63,15 @@ def revive(
     revival.change.revived = revived
     revival.change.requeued = [*chunk.pack(((line, 1) for line in lines), arrived_ms), *held]
     return revival
+
+
+def _with_id(line: bytes, external_id: str) -> bytes:
+    """Give a mended line the id that its letter had, where it has none of its own."""
+    try:
+        members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return line  # the check will say what is wrong with it
+    if bytes(members.get("external_id", b"null")) in (b"null", b'""'):
+        members["external_id"] = msgspec.Raw(msgspec.json.encode(external_id))
+        return msgspec.json.encode(members)
+    return line

@@ -149,9 +149,9 @@ class Checker:
             if event is not None:
                 timestamp = _time_of(event)
                 if timestamp is None:
-                    return Facts(bool(event.external_id), None)
+                    return Facts(quick.has_id(event), None)
                 if quick.earliest_is_safe([timestamp]) and timestamp <= latest:
-                    return Facts(bool(event.external_id), timestamp)
+                    return Facts(quick.has_id(event), timestamp)
         return full_check(line, latest, personal_token=self.personal_token)
 
 
@@ -159,9 +159,7 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
     """Check and stamp everything in a few calls; None if a line needs a closer look."""
     if any(isinstance(segment, _TooLong) for segment in segments):
         return None
-    counts = [segment.count(b"\n") for segment in segments]  # type: ignore[union-attr]  # checked above
-    count = sum(counts)
-    data: bytes = b"".join(segments)  # type: ignore[arg-type]
+    data: bytes = b"".join(segments)  # type: ignore[arg-type]  # checked above
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
@@ -169,7 +167,9 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
     data = data[:-1]
     # In valid JSON these bytes stand only between two lines that are one object each.
     parts = data.split(b"}\n{")
-    if len(parts) != count:
+    count = len(parts)
+    counts = [count] if len(segments) == 1 else [segment.count(b"\n") for segment in segments]  # type: ignore[union-attr]
+    if sum(counts) != count:
         return None
     events = quick.check_block(data, count)
     if events is None:
@@ -195,15 +195,16 @@ def _stamp_whole(
     missing_times = sum(map(is_, times, repeat(quick.ABSENT)))
     if missing_times != count and not (quick.earliest_is_safe(times) and max(times).timestamp() <= now):
         return None
-    missing_ids = sum(1 for known in map(_ids_of, events) if not known)
-    if not missing_ids and not missing_times:
-        return _groups(data, parts)
+    ids = list(map(_ids_of, events))
+    absent_ids = ids.count(quick.NO_ID)
     # All alike and nothing to take out: the usual block, written at once.
-    if missing_ids == count and missing_times in (0, count) and b'"external_id"' not in data:
+    if absent_ids == count and missing_times in (0, count):
         return _write_in(parts, now, with_time=missing_times == count)
+    if not missing_times and not absent_ids and all(ids):
+        return _groups(data, parts)
     stamper = _Stamper(now)
     lines = [
-        stamper.stamp(line, Facts(bool(event.external_id), _time_of(event)))
+        stamper.stamp(line, Facts(quick.has_id(event), _time_of(event)))
         for line, event in zip(data.split(b"\n"), events, strict=True)
     ]
     return [(b"\n".join(lines), count)]
@@ -251,10 +252,10 @@ def _write_in(parts: list[bytes], now: float, *, with_time: bool) -> list[tuple[
     for share in _shares(len(parts)):
         some = parts[share]
         before = b',"external_id":"' + uuid7_prefix(now)
-        pieces = [b"{"]
-        for part, suffix in zip(some, suffixes(len(some)), strict=True):
-            pieces += (part, before, suffix, between)
-        groups.append((b"".join(pieces)[:-2], len(some)))
+        pieces = [b""] * (2 * len(some))
+        pieces[::2] = some
+        pieces[1::2] = [before + suffix + between for suffix in suffixes(len(some))]
+        groups.append((b"{%b" % b"".join(pieces)[:-2], len(some)))
     return groups
 
 

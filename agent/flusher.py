@@ -32,8 +32,9 @@ from agent.queue import DeadLetter, Queue
 from agent.verdict import Action, Fault, Verdict, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from agent.chunk import Chunk
     from agent.clock import Clock
     from agent.server_clock import ServerClock
     from agent.writer import Writer
@@ -43,6 +44,7 @@ _MAX_SUSPECTS = 4
 _REFUSALS_BEFORE_HOLD = 24
 _TOKEN_CHECK_SECONDS = 2.0
 _EMPTY = b'{"events":[]}'
+_OFFERED_BYTES = 8 << 20  # of chunks that are kept until they are sent, to save reading them
 
 
 class Sender(Protocol):
@@ -142,6 +144,9 @@ class Flusher:
         self._backlog = Backlog()
         self._again: deque[Batch] = deque()  # to be sent before anything new, in order
         self._suspects: deque[tuple[float, Batch]] = deque()  # failed without a reason: (not before, batch)
+        self._offered: dict[int, Chunk] = {}
+        self._offered_bytes = 0
+        self._offer_lock = threading.Lock()
         self._held: list[tuple[float, int, int | Batch]] = []  # heap: (due, number, chunk key or batch)
         self._passed = 0  # batches that the server took
         self._refusals = 0  # refusals that name no event, since the last batch that passed
@@ -173,6 +178,15 @@ class Flusher:
         self._unnoticed += events
         if self._unnoticed >= self._enough:
             self._wake.set()
+
+    def offer(self, keys: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Get chunks that were just written; they are kept as far as there is room for them."""
+        with self._offer_lock:
+            for key, chunk in zip(keys, chunks, strict=True):
+                if self._offered_bytes + len(chunk.lines) > _OFFERED_BYTES:
+                    return
+                self._offered[key] = chunk
+                self._offered_bytes += len(chunk.lines)
 
     def hurry(self) -> None:
         """Deliver everything without waiting for full batches, until `relax`."""
@@ -306,7 +320,7 @@ class Flusher:
     def _read_chunk(self, key: int) -> None:
         """Put one chunk where it belongs."""
         try:
-            chunk = self._store.get(key)
+            chunk = self._take_offered(key) or self._store.get(key)
         except (DamagedChunkError, NewerChunkError) as error:
             self._log.error(
                 "a chunk of the queue cannot be read: its events stay where they are",
@@ -320,6 +334,14 @@ class Flusher:
             heapq.heappush(self._held, (chunk.due_ms / 1000, next(self._numbers), key))
         else:
             self._backlog.add(Lease(key, chunk).part())
+
+    def _take_offered(self, key: int) -> Chunk | None:
+        """Return a chunk that need not be read."""
+        with self._offer_lock:
+            chunk = self._offered.pop(key, None)
+            if chunk is not None:
+                self._offered_bytes -= len(chunk.lines)
+            return chunk
 
     # -- events that wait for their own time -------------------------------------------
 

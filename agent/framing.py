@@ -58,7 +58,7 @@ class Framer:
         if self._held:
             block = b"".join((self._held, block))
             self._held.clear()
-        if len(block) > self._max + 1:
+        if len(block) > self._max + 1 and not self._all_short(block):
             segments.extend(self._bounded(block))
         elif block:
             segments.append(block)
@@ -87,6 +87,16 @@ class Framer:
             self._skipping = True
         else:
             self._held += piece
+
+    def _all_short(self, block: bytes) -> bool:
+        """Tell, without looking at each line, that none is too long."""
+        start = 0
+        while start < len(block):
+            end = block.rfind(b"\n", start, start + self._max + 1)
+            if end < 0:
+                return False
+            start = end + 1
+        return True
 
     def _bounded(self, block: bytes) -> list[Segment]:
         """Split a block at its lines that are too long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from agent.errors import QueueError, QueueLockedError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NAME = "lock"
+_TRIES = 100
 
 
 class QueueLock:
@@ -29,9 +31,7 @@ class QueueLock:
             raise QueueError(
                 "lock the queue", str(directory), error.strerror or str(error), "is the directory yours?"
             ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _take(self._file):
             pid = _read_pid(self._file)
             os.close(self._file)
             raise QueueLockedError(
@@ -39,7 +39,7 @@ class QueueLock:
                 str(directory),
                 f"process {pid} uses it" if pid else "another process uses it",
                 "stop that daemon, or give this one another queue_dir and socket_path",
-            ) from error
+            )
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
 
@@ -55,12 +55,36 @@ def holder(directory: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _read_pid(file)
+        return None if _flock(file, fcntl.LOCK_SH) else _read_pid(file)
     finally:
         os.close(file)
-    return None
+
+
+def _take(file: int) -> bool:
+    """Take the lock; False when a daemon has it."""
+    for _ in range(_TRIES):
+        if _flock(file, fcntl.LOCK_EX):
+            return True
+        if not _flock(file, fcntl.LOCK_SH):
+            return False
+        # Somebody only looks, as `holder` does, and will be gone in a moment.
+        _flock(file, fcntl.LOCK_UN)
+        _pause()
+    return False
+
+
+def _flock(file: int, operation: int) -> bool:
+    """Lock or unlock a file without waiting; False when another lock forbids it."""
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _pause() -> None:
+    """Let who looks get on."""
+    threading.Event().wait(0.01)
 
 
 def _read_pid(file: int) -> int | None:

@@ -18,8 +18,9 @@ from agent.token import TokenSource
 from agent.writer import Limits, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from agent.chunk import Chunk
     from agent.clock import Clock
     from agent.settings import Settings
 
@@ -72,7 +73,9 @@ class Pipeline:
         limits = Limits(
             settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
         )
-        self.writer = Writer(self.queue, limits, clock, on_commit=self._committed, on_room=on_room)
+        self.writer = Writer(
+            self.queue, limits, clock, on_commit=self._committed, on_room=on_room, on_append=self._appended
+        )
         self.flusher = Flusher(
             self.queue,
             self.writer,
@@ -148,6 +151,10 @@ class Pipeline:
         if events:
             self.flusher.notify(events)
         self._changed.set()
+
+    def _appended(self, keys: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Hand new chunks on, so that they need not be read; runs in the writer's thread."""
+        self.flusher.offer(keys, chunks)
 
     def _connect(self) -> Sender:
         """Bring the HTTP library in, when the first request is due: the daemon starts without it."""

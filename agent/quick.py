@@ -17,6 +17,9 @@ from msgspec import UNSET, Meta, UnsetType
 ABSENT: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Stands (as this very object) for a timestamp that the line does not carry."""
 
+NO_ID: Final = "\0"
+"""Stands for an `external_id` that the line does not carry; none that is taken can be this."""
+
 _EARLIEST = datetime(2, 1, 1, tzinfo=UTC)  # an offset may take an earlier one before year 1: the server fails
 _MAX_DEPTH = 400  # a line of less nesting than the server takes goes to the full check; deeper ones must
 _MAX_INT_DIGITS = 4300
@@ -35,7 +38,7 @@ class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
     name: _Name
     external_customer_id: _Id
-    external_id: _Id | None = ""
+    external_id: _Id | None = NO_ID
     timestamp: _Time = ABSENT
     parent_id: _Id | None = None
     metadata: dict[str, _Text | int | float | bool] = {}  # msgspec makes a new one each time
@@ -62,7 +65,7 @@ class _Rich(msgspec.Struct, gc=False):
     name: _Name
     external_customer_id: _Id | UnsetType = UNSET
     customer_id: str | UnsetType = UNSET
-    external_id: _Id | None = ""
+    external_id: _Id | None = NO_ID
     timestamp: _Time = ABSENT
     parent_id: _Id | None = None
     metadata: dict[str, _Text | int | float | bool | _Object] | UnsetType = UNSET
@@ -206,6 +209,11 @@ def _llm_is_fine(llm: _Object) -> bool:
         or llm.output_tokens is UNSET
         or llm.total_tokens is UNSET
     )
+
+
+def has_id(event: Event) -> bool:
+    """Tell whether the line carries an `external_id` that is neither null nor empty."""
+    return bool(event.external_id) and event.external_id != NO_ID
 
 
 def earliest_is_safe(timestamps: list[datetime]) -> bool:

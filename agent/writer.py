@@ -92,6 +92,7 @@ class Writer:
         on_commit: called in the writer's thread after each commit with the number of events
             that were added.
         on_room: called in the writer's thread when `full` changes.
+        on_append: called in the writer's thread with each commit's new keys and their chunks.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Writer:
         *,
         on_commit: Callable[[int], None],
         on_room: Callable[[], None],
+        on_append: Callable[[Sequence[int], Sequence[Chunk]], None] = lambda _keys, _chunks: None,
     ) -> None:
         self._queue = queue
         self._limits = limits
         self._clock = clock
         self._on_commit = on_commit
         self._on_room = on_room
+        self._on_append = on_append
         self._log = get("writer")
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -218,10 +221,11 @@ class Writer:
         change.settlements = settlements
         if change:
             try:
-                self._queue.commit(change)
+                keys = self._queue.commit(change)
             except QueueError as error:
                 self._refused_by_disk(error, appends, settlements)
                 return
+            self._on_append(keys, change.appends)
         if self._trouble is not None:
             self._log.info("queue can be written again")
             self._trouble = None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agent.collector.sockets import BoundSocket
     from agent.framing import Segment
 
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 256 * 1024
 _GATHER_BYTES = 256 * 1024
 _REST_SECONDS = 0.005
 _REST_BELOW_BYTES = 16 * 1024

@@ -27,7 +27,7 @@ from agent.errors import QueueError, UsageError
 from agent.queue import Books, Change, DeadLetter, replace_books
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 FORMAT = 1
@@ -48,6 +48,7 @@ _SETTINGS = {
 }
 _BOOKS, _META, _DEAD = "books", "meta", "dead-"
 _MODE_RAW = 1
+_SIZES_KEPT = 50_000
 _T = TypeVar("_T")
 _ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
 
@@ -99,6 +100,7 @@ class DiskQueue:
     def __init__(self, directory: Path, *, server: str = "") -> None:
         self._directory = directory
         self._write = threading.Lock()
+        self._sizes: dict[int, int] = {}  # of rows that were written or read lately
         prepare_directory(directory)
         self._cache = self._open()
         try:
@@ -128,6 +130,7 @@ class DiskQueue:
             except _ERRORS as error:
                 # A COMMIT that failed is not rolled back by diskcache: start from a new connection.
                 self._reopen()
+                self._sizes.clear()
                 raise QueueError(
                     "write the queue", str(self._directory), _reason(error), "see the disk's space and health"
                 ) from error
@@ -136,22 +139,27 @@ class DiskQueue:
 
     def _apply(self, change: Change, books: Books) -> tuple[Books, list[int]]:
         """Write the rows of `change`; return the books with sizes and keys, and the new keys."""
-        cache = self._cache
+        cache, sizes = self._cache, self._sizes
+        if len(sizes) > _SIZES_KEPT:
+            sizes.clear()
         size, key, dead = books.bytes, books.next_key, books.next_dead
         keys = []
         for new in (*change.appends, *change.requeued):
             row = new.encode()
             cache.set(key, row)
+            sizes[key] = len(row)
             keys.append(key)
             key += 1
             size += len(row)
         for settlement in change.settlements:
             size -= self._row_size(settlement.key)
+            sizes.pop(settlement.key, None)
             if settlement.rest is None:
                 cache.delete(settlement.key)
             else:
                 row = settlement.rest.encode()
                 cache.set(settlement.key, row)
+                sizes[settlement.key] = len(row)
                 size += len(row)
             for letter in settlement.dead:
                 cache.set(_dead_key(dead), msgspec.json.encode(msgspec.structs.replace(letter, id=dead)))
@@ -163,6 +171,9 @@ class DiskQueue:
 
     def _row_size(self, key: int) -> int:
         """Return the size of a chunk's row, which must be there."""
+        known = self._sizes.get(key)
+        if known is not None:
+            return known
         row = self._cache.get(key)
         if row is None:
             raise sqlite3.DataError(f"there is no chunk {key}")
@@ -182,7 +193,10 @@ class DiskQueue:
         """Return the chunk of `key`, or None when it is settled."""
         with self._reading():
             row = self._cache.get(key)
-        return None if row is None else chunk.decode(row)
+        if row is None:
+            return None
+        self._sizes[key] = len(row)
+        return chunk.decode(row)
 
     def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of these numbers, or all, oldest first."""
@@ -191,7 +205,7 @@ class DiskQueue:
             for number in wanted:
                 row = self._cache.get(_dead_key(number))
                 if row is not None:
-                    yield msgspec.json.decode(row, type=DeadLetter)
+                    yield _decode(row, DeadLetter, str(self._directory))
 
     def _dead_ids(self) -> list[int]:
         """Return the numbers of all dead letters, oldest first."""
@@ -241,7 +255,7 @@ class DiskQueue:
         """Refuse a newer format and another destination; remember ours."""
         with self._reading():
             row = self._cache.get(_META)
-        meta = _Meta() if row is None else msgspec.json.decode(row, type=_Meta)
+        meta = _Meta() if row is None else _decode(row, _Meta, str(self._directory))
         if meta.format > FORMAT:
             raise QueueError(
                 "open the queue",
@@ -266,13 +280,15 @@ class DiskQueue:
         """Read the books from the store."""
         with self._reading():
             row = self._cache.get(_BOOKS)
-        return Books() if row is None else msgspec.json.decode(row, type=Books)
+        return Books() if row is None else _decode(row, Books, str(self._directory))
 
 
 class DiskReader:
     """Looks at a queue, live or not, without writing to it or slowing it.
 
-    diskcache writes when it opens a directory, so this reads the database itself.
+    diskcache writes when it opens a directory, so this reads the database itself. SQLite
+    does so too, even for reading: it makes the files of its log where there are none.
+    There are none when no daemon runs, so then it is told that nothing will change.
 
     Raises:
         QueueError: there is no queue, or it cannot be read.
@@ -283,22 +299,17 @@ class DiskReader:
         self._subject = str(directory)
         if not self._path.exists():
             raise QueueError("read the queue", self._subject, "there is none", "`agent run` makes it")
-        self._db = self._run(
-            lambda: sqlite3.connect(f"file:{_quote(self._path)}?mode=ro", uri=True, timeout=5)
-        )
+        self._resting = self._rests()
+        self._db = self._connect()
 
     def books(self) -> Books:
         """Return the books as of the last commit."""
         row = self._row(_BOOKS)
-        return Books() if row is None else msgspec.json.decode(row, type=Books)
+        return Books() if row is None else _decode(row, Books, self._subject)
 
     def oldest_arrival(self) -> float | None:
         """Return when the oldest pending chunk was taken, in Unix seconds; None when none is."""
-        rows = self._run(
-            lambda: self._db.execute(
-                "SELECT value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key LIMIT 1"
-            ).fetchall()
-        )
+        rows = self._query("SELECT value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key LIMIT 1")
         if not rows:
             return None
         try:
@@ -310,17 +321,17 @@ class DiskReader:
         """Yield the dead letters of these numbers, or all, oldest first."""
         if ids is not None:
             rows = (self._row(_dead_key(number)) for number in sorted(set(ids)))
-            yield from (msgspec.json.decode(row, type=DeadLetter) for row in rows if row is not None)
+            yield from (_decode(row, DeadLetter, self._subject) for row in rows if row is not None)
             return
         last = _DEAD
         while page := self._dead_page(last):
-            yield from (msgspec.json.decode(bytes(row), type=DeadLetter) for _, row in page)
+            yield from (_decode(row, DeadLetter, self._subject) for _, row in page)
             last = page[-1][0]
 
     def _dead_page(self, after: str) -> list[tuple[str, bytes]]:
         """Return the keys and rows of the next dead letters."""
         query = "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT 500"
-        return self._run(lambda: self._db.execute(query, (after, _DEAD + "~")).fetchall())
+        return self._query(query, after, _DEAD + "~")
 
     def close(self) -> None:
         """Let go of the database."""
@@ -328,15 +339,34 @@ class DiskReader:
 
     def _row(self, key: str) -> bytes | None:
         """Return a row's value, or None."""
-        rows = self._run(
-            lambda: self._db.execute("SELECT value FROM Cache WHERE key = ? AND raw = 1", (key,)).fetchall()
-        )
+        rows = self._query("SELECT value FROM Cache WHERE key = ? AND raw = 1", key)
         return bytes(rows[0][0]) if rows else None
 
-    def _run(self, action: Callable[[], _T]) -> _T:
-        """Run `action`, turning SQLite's exceptions into ours."""
+    def _query(self, statement: str, *values: object) -> list[Any]:
+        """Return the rows that a statement gives."""
+        if self._resting and not self._rests():
+            # A daemon has begun to write.
+            self._resting = False
+            self._db.close()
+            self._db = self._connect()
+        with self._reading():
+            return self._db.execute(statement, values).fetchall()
+
+    def _rests(self) -> bool:
+        """Tell whether nobody writes to the database now: all of it is in its main file then."""
+        return not self._path.with_name(f"{self._path.name}-wal").exists()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the database for reading."""
+        options = "mode=ro&immutable=1" if self._resting else "mode=ro"
+        with self._reading():
+            return sqlite3.connect(f"file:{quote(str(self._path))}?{options}", uri=True, timeout=5)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn SQLite's exceptions into ours."""
         try:
-            return action()
+            yield
         except sqlite3.Error as error:
             raise QueueError(
                 "read the queue", self._subject, _reason(error), "is the directory readable for you?"
@@ -395,9 +425,21 @@ def _dead_key(number: int) -> str:
     return f"{_DEAD}{number:016d}"
 
 
-def _quote(path: Path) -> str:
-    """Return a path for a `file:` URI."""
-    return quote(str(path))
+def _decode(row: bytes, kind: type[_T], subject: str) -> _T:
+    """Return what a row of ours holds.
+
+    Raises:
+        QueueError: it is not what was written.
+    """
+    try:
+        return msgspec.json.decode(row, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise QueueError(
+            "read the queue",
+            subject,
+            f"it is damaged: {error}",
+            "see the disk's health; choose another queue_dir",
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -30,12 +30,7 @@ class MemoryQueue:
             QueueError: it names a chunk or a dead letter that is not there; nothing was applied.
         """
         with self._lock:
-            for settlement in change.settlements:
-                if settlement.key not in self._chunks:
-                    raise QueueError("write the queue", "memory", f"there is no chunk {settlement.key}")
-            for number in (*change.revived, *change.purged):
-                if number not in self._dead:
-                    raise QueueError("write the queue", "memory", f"there is no dead letter {number}")
+            self._check(change)
             books = change.count(self._books)
             key, dead = books.next_key, books.next_dead
             keys = []
@@ -56,6 +51,20 @@ class MemoryQueue:
             size = sum(len(chunk.lines) for chunk in self._chunks.values())
             self._books = replace_books(books, next_key=key, next_dead=dead, bytes=size)
             return keys
+
+    def _check(self, change: Change) -> None:
+        """Refuse a change that names what is not there, or not there any more after its own beginning."""
+        ended: set[int] = set()
+        for settlement in change.settlements:
+            if settlement.key not in self._chunks or settlement.key in ended:
+                raise QueueError("write the queue", "memory", f"there is no chunk {settlement.key}")
+            if settlement.rest is None:
+                ended.add(settlement.key)
+        gone: set[int] = set()
+        for number in (*change.revived, *change.purged):
+            if number not in self._dead or number in gone:
+                raise QueueError("write the queue", "memory", f"there is no dead letter {number}")
+            gone.add(number)
 
     def books(self) -> Books:
         """Return the books as of the last commit."""

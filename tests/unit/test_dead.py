@@ -1,0 +1,172 @@
+"""Dead letters go back on their way, as they are or mended, under their own ids."""
+
+import json
+
+import pytest
+
+from agent.dead import revive
+from agent.event import Checker
+from agent.queue import DeadLetter
+
+from support.clock import NOON
+
+ARRIVED = 1_795_435_200_000
+
+
+def letter(number=1, event=None, **fields):
+    event = event or json.dumps(
+        {
+            "name": "n",
+            "external_customer_id": "c",
+            "external_id": f"e{number}",
+            "timestamp": "2026-01-01T00:00:00Z",
+            **fields,
+        }
+    )
+    return DeadLetter(
+        id=number,
+        event=event,
+        external_id=f"e{number}",
+        name="n",
+        status=422,
+        reason="no",
+        errors=[],
+        attempts=1,
+        first_attempt=1.0,
+        died_at=2.0,
+        batch="b1",
+    )
+
+
+def retried(letters, edits=None, checker=None):
+    return revive(letters, edits or {}, checker or Checker(), NOON, ARRIVED)
+
+
+def lines_of(revival):
+    return [line for chunk in revival.change.requeued for line in chunk.lines.split(b"\n")]
+
+
+def test_a_letter_goes_back_exactly_as_it_was():
+    one = letter(event='{"name":"n","external_customer_id":"c","external_id":"e1","timestamp":1.0e9,"x":1.50}')
+
+    revival = retried([one])
+
+    assert lines_of(revival) == [one.event.encode()]
+    assert revival.change.revived == [1]
+    assert revival.refused == []
+
+
+def test_letters_go_back_in_order_and_share_a_chunk():
+    letters = [letter(number) for number in (3, 4, 5)]
+
+    revival = retried(letters)
+
+    assert lines_of(revival) == [one.event.encode() for one in letters]
+    assert [(chunk.count, chunk.arrived_ms, chunk.due_ms) for chunk in revival.change.requeued] == [
+        (3, ARRIVED, 0)
+    ]
+
+
+def test_more_letters_than_a_chunk_holds_go_back_in_more_chunks():
+    letters = [letter(number) for number in range(1, 1201)]
+
+    revival = retried(letters)
+
+    assert lines_of(revival) == [one.event.encode() for one in letters]
+    assert all(chunk.count <= 500 for chunk in revival.change.requeued)
+
+
+def test_a_mended_letter_goes_back_as_it_was_mended():
+    mended = letter(external_customer_id="other").event.encode()
+
+    assert lines_of(retried([letter()], {1: mended})) == [mended]
+
+
+def test_an_edit_of_another_letter_changes_nothing():
+    assert lines_of(retried([letter(1)], {2: b"{}"})) == [letter(1).event.encode()]
+
+
+@pytest.mark.parametrize("without", ["", ',"external_id":null', ',"external_id":""'])
+def test_a_letter_that_lost_its_id_in_mending_keeps_it(without):
+    """Under another id Polar would take the event once more, should it have it already."""
+    mended = '{"name":"n","external_customer_id":"other"%s}' % without
+
+    (line,) = lines_of(retried([letter(1)], {1: mended.encode()}))
+
+    assert json.loads(line)["external_id"] == "e1"
+    assert json.loads(line)["external_customer_id"] == "other"
+
+
+def test_an_id_that_was_mended_is_the_new_one():
+    """It may have been the id that was wrong."""
+    (line,) = lines_of(retried([letter(1)], {1: letter(1, external_id="shorter").event.encode()}))
+
+    assert json.loads(line)["external_id"] == "shorter"
+
+
+def test_a_letter_may_be_mended_over_several_lines():
+    mended = json.dumps(json.loads(letter().event), indent=2).encode()
+
+    (line,) = lines_of(retried([letter()], {1: mended}))
+
+    assert json.loads(line) == json.loads(mended)
+
+
+@pytest.mark.parametrize(
+    ("mended", "reason"),
+    [
+        (b'{"name":"n","external_id":"e1"}', "external_customer_id: this field is required"),
+        (b'{"external_customer_id":"c","external_id":"e1"}', "name: this field is required"),
+        (b"", "not one JSON object"),
+        (b" \n ", "not one JSON object"),
+        (b"[]", "a line must be one JSON object"),
+    ],
+)
+def test_a_letter_that_would_only_come_back_stays_and_says_why(mended, reason):
+    revival = retried([letter(1)], {1: mended})
+
+    assert revival.refused == [(1, reason)]
+    assert revival.change.revived == []
+    assert revival.change.requeued == []
+
+
+def test_an_edit_of_two_events_is_refused():
+    """One letter cannot become two events: the books would not balance."""
+    event = letter(1).event.encode()
+
+    for between in (b"\n", b"", b" "):
+        revival = retried([letter(1)], {1: event + between + event})
+        assert [number for number, _ in revival.refused] == [1]
+
+
+def test_one_that_stays_does_not_keep_the_others():
+    revival = retried([letter(1), letter(2), letter(3)], {2: b"{}"})
+
+    assert revival.change.revived == [1, 3]
+    assert [number for number, _ in revival.refused] == [2]
+    assert len(lines_of(revival)) == 2
+
+
+def test_a_letter_that_is_not_due_is_held_until_it_is():
+    early = letter(1, timestamp="2026-11-23T12:00:30Z")
+
+    revival = retried([letter(2), early])
+
+    due = {chunk.due_ms: chunk for chunk in revival.change.requeued}
+    assert due[0].lines == letter(2).event.encode()
+    (held_until,) = due.keys() - {0}
+    assert due[held_until].lines == early.event.encode()
+    assert (due[held_until].count, due[held_until].arrived_ms) == (1, ARRIVED)
+    assert NOON + 30 <= held_until / 1000 <= NOON + 30.1
+    assert sorted(revival.change.revived) == [1, 2]
+
+
+def test_the_books_say_that_as_many_events_wait_as_letters_went_back():
+    revival = retried([letter(1), letter(2), letter(3, timestamp="2026-11-23T12:00:30Z")], {1: b"{}"})
+
+    assert sum(chunk.count for chunk in revival.change.requeued) == len(revival.change.revived) == 2
+
+
+def test_nothing_to_retry_is_nothing_to_commit():
+    assert not retried([]).change
+    assert not retried([letter(1)], {1: b"{}"}).change
