@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.cli._common import add_config, load_settings
+from agent.cli._common import add_config
 
 if TYPE_CHECKING:
     import argparse
@@ -29,11 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until a signal comes."""
-    settings = load_settings(args)
+    from agent.settings_child import SettingsChild
+
+    child = SettingsChild(args.config)
 
     from agent import logs
     from agent.clock import SystemClock
     from agent.service import Service
 
+    settings = child.settings()
     logs.configure(settings.log_level, settings.log_format)
     return Service(settings, SystemClock()).run()
