@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 256 * 1024
 _GATHER_BYTES = 256 * 1024
-_REST_SECONDS = 0.005
+_REST_SECONDS = 0.02
 _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
