@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 WORKERS ?= 2
 UV_COMPILE := uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
-.PHONY: help setup demo test lint types bench lock clean
+.PHONY: help setup demo test lint types soak bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -34,6 +34,9 @@ lint: $(READY) ## check style, formatting, imports and types
 
 types: $(READY) ## check types
 	@$(BIN)/mypy
+
+soak: $(READY) ## kill everything at random until something is lost: ten minutes, or ARGS='--minutes 60'
+	@PYTHONPATH=tests $(BIN)/python tests/crash/soak.py $(ARGS)
 
 bench: $(READY) ## measure the daemon; options in ARGS, such as ARGS='--events 1000000'
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

@@ -7,6 +7,7 @@ its chunk, so that the chunk can be settled in pieces.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -102,8 +103,11 @@ class Batch:
         parts: what is in it.
         attempts: requests that carried it so far.
         first_attempt: when the first one was made, Unix seconds; 0 before.
-        failures: how often the server failed on it without naming an event.
-        failed_at: how many batches had passed before its first such failure.
+        failures: how often the server failed on it, or refused it without naming an event,
+            though it worked otherwise.
+        doubted_at: the newest request when this first happened to it, or to the batch that it
+            was cut from; infinite before.
+        failed_at: the same for the last time.
         resent: it was sent again because the sums differed.
     """
 
@@ -112,7 +116,8 @@ class Batch:
     attempts: int = 0
     first_attempt: float = 0.0
     failures: int = 0
-    failed_at: int = 0
+    doubted_at: float = math.inf
+    failed_at: float = math.inf
     resent: bool = False
     events: int = field(init=False)
     size: int = field(init=False)
@@ -146,7 +151,14 @@ class Batch:
             elif places:
                 parts.append(part.some(places))
             start = end
-        return Batch(self.id + mark, parts, self.attempts, self.first_attempt, failed_at=self.failed_at)
+        return Batch(
+            self.id + mark,
+            parts,
+            self.attempts,
+            self.first_attempt,
+            doubted_at=self.doubted_at,
+            failed_at=self.failed_at,
+        )
 
     def line(self, index: int) -> bytes:
         """Return the event at a place of the request."""

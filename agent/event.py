@@ -165,10 +165,11 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
     if not (data.startswith(b"{") and data.endswith(b"}\n")):
         return None
     data = data[:-1]
-    # In valid JSON these bytes stand only between two lines that are one object each.
+    # In valid JSON these bytes stand only between two lines that are one object each; a line
+    # break elsewhere, be it between two members, makes two bad lines of an object.
     parts = data.split(b"}\n{")
     count = len(parts)
-    counts = [count] if len(segments) == 1 else [segment.count(b"\n") for segment in segments]  # type: ignore[union-attr]
+    counts = [segment.count(b"\n") for segment in segments]  # type: ignore[union-attr]  # checked above
     if sum(counts) != count:
         return None
     events = quick.check_block(data, count)

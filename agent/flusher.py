@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _FAR = datetime(9999, 12, 31, tzinfo=UTC)
 _MAX_SUSPECTS = 4
 _REFUSALS_BEFORE_HOLD = 24
+_FAILURES_TO_BURY = 6  # in a row: a server that fails now and then must not cost an event
+_LONE_SECONDS = 1.0
 _TOKEN_CHECK_SECONDS = 2.0
 _EMPTY = b'{"events":[]}'
 _OFFERED_BYTES = 8 << 20  # of chunks that are kept until they are sent, to save reading them
@@ -92,6 +94,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
+    number: int
     batch: Batch | None  # None: an empty batch, sent to see whether the server is up
     outcome: Outcome
     sent_at: float
@@ -135,7 +138,7 @@ class Flusher:
         self._log = get("flusher")
         self._wake = threading.Event()
         self._sender: Sender | None = None
-        self._jobs: queue.SimpleQueue[tuple[Batch | None, bytes] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[int, Batch | None, bytes] | None] = queue.SimpleQueue()
         self._results: deque[_Result] = deque()
         self._senders: list[threading.Thread] = []
         self._in_flight = 0
@@ -148,7 +151,9 @@ class Flusher:
         self._offered_bytes = 0
         self._offer_lock = threading.Lock()
         self._held: list[tuple[float, int, int | Batch]] = []  # heap: (due, number, chunk key or batch)
-        self._passed = 0  # batches that the server took
+        self._passed = 0  # the newest request that the server took
+        self._worked = 0  # the same, where one without events counts too
+        self._failed = 0  # the newest that failed and had no events, or none that had failed before
         self._refusals = 0  # refusals that name no event, since the last batch that passed
         self._token_seen: str | None = None
         self._unnoticed = 0  # events committed since the last look
@@ -183,6 +188,8 @@ class Flusher:
         """Get chunks that were just written; they are kept as far as there is room for them."""
         with self._offer_lock:
             for key, chunk in zip(keys, chunks, strict=True):
+                if key < self._cursor:
+                    continue  # it was read already
                 if self._offered_bytes + len(chunk.lines) > _OFFERED_BYTES:
                     return
                 self._offered[key] = chunk
@@ -347,8 +354,10 @@ class Flusher:
 
     def _release_held(self) -> None:
         """Take up what has become due."""
-        now = self._server_clock.now()
+        now, options = self._server_clock.now(), self._options
         while self._held and self._held[0][0] <= now:
+            if self._backlog.full(options.max_batch_events, options.max_batch_bytes):
+                return  # the others can wait where they are
             _, _, item = heapq.heappop(self._held)
             if isinstance(item, Batch):
                 self._again.append(item)
@@ -375,7 +384,7 @@ class Flusher:
         self._in_flight += 1
         if self._in_flight > len(self._senders):
             self._add_sender()
-        self._jobs.put((batch, body))
+        self._jobs.put((self._requests, batch, body))
 
     def _add_sender(self) -> None:
         """Start one more sender thread; the first one brings the HTTP library in."""
@@ -393,14 +402,14 @@ class Flusher:
             job = self._jobs.get()
             if job is None:
                 return
-            batch, body = job
+            number, batch, body = job
             sent_at = self._clock.monotonic()
             try:
                 outcome = sender.ingest(body)
             except Exception as error:  # noqa: BLE001  # whatever it was, the batch must come back
                 outcome = NoAnswer("broken", f"{type(error).__name__} in the HTTP client")
             del body, job
-            self._results.append(_Result(batch, outcome, sent_at, self._clock.monotonic()))
+            self._results.append(_Result(number, batch, outcome, sent_at, self._clock.monotonic()))
             self._wake.set()
 
     def _look_at_token(self) -> None:
@@ -423,32 +432,34 @@ class Flusher:
             if self._stopping and isinstance(result.outcome, NoAnswer):
                 continue  # broken off; its events stay in the queue
             if result.batch is None:
-                self._probed(result.outcome)
+                self._probed(result)
             else:
-                self._carry_out(result.batch, judge(result.outcome, result.batch.events), result.outcome)
+                self._carry_out(result, result.batch)
 
-    def _carry_out(self, batch: Batch, verdict: Verdict, outcome: Outcome) -> None:  # noqa: C901  # a table
-        """Do what a verdict says."""
+    def _carry_out(self, result: _Result, batch: Batch) -> None:  # noqa: C901  # a table
+        """Do what the verdict on a batch says."""
+        outcome = result.outcome
+        verdict = judge(outcome, batch.events)
         now = self._clock.monotonic()
         asked = 0.0
         if isinstance(outcome, Answer):
             asked = retry_after(outcome.retry_after, self._server_clock.now())
         match verdict.action:
             case Action.SETTLE:
-                self._settle(batch, verdict.delivered, verdict.duplicates)
+                self._settle(result.number, batch, verdict.delivered, verdict.duplicates)
             case Action.RESEND if not batch.resent:
                 batch.resent = True
                 self._again.appendleft(batch)
             case Action.RESEND:
                 self._log.error("the server's sums stay wrong: settled all the same", reason=verdict.reason)
                 duplicates = min(verdict.duplicates, batch.events)
-                self._settle(batch, batch.events - duplicates, duplicates)
+                self._settle(result.number, batch, batch.events - duplicates, duplicates)
             case Action.SIFT:
                 self._sift(batch, verdict)
             case Action.SPLIT:
-                self._split(batch, verdict)
+                self._refused(result.number, batch, verdict, now)
             case Action.RETRY if verdict.suspect:
-                self._suspect(batch, verdict, now, asked)
+                self._suspect(result, batch, verdict, asked)
             case Action.RETRY:
                 self._again.appendleft(batch)
                 self._in_trouble(verdict, self._pace.failed(now, asked))
@@ -457,14 +468,19 @@ class Flusher:
                 self._in_trouble(verdict, self._pace.too_fast(now, asked))
             case Action.HOLD:
                 self._again.appendleft(batch)
-                self._token_seen = self._token()
-                self._in_trouble(verdict, self._pace.hold(now))
+                self._hold(verdict, now)
 
-    def _settle(self, batch: Batch, delivered: int, duplicates: int) -> None:
+    def _hold(self, verdict: Verdict, now: float) -> None:
+        """Send nothing until somebody mends it, but for a look now and then."""
+        self._token_seen = self._token()
+        self._in_trouble(verdict, self._pace.hold(now))
+
+    def _settle(self, number: int, batch: Batch, delivered: int, duplicates: int) -> None:
         """All of a batch is at Polar."""
         self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates))
         self._good_news()
-        self._passed += 1
+        self._passed = max(self._passed, number)
+        self._worked = max(self._worked, number)
 
     def _good_news(self) -> None:
         """The server works and takes our events."""
@@ -511,46 +527,78 @@ class Flusher:
             due = max(due, facts.timestamp.timestamp() + 0.001)
         heapq.heappush(self._held, (due, next(self._numbers), batch))
 
-    def _split(self, batch: Batch, verdict: Verdict) -> None:
-        """Something is wrong with the batch; halve it until it is alone."""
+    # A batch that fails unnamed may be bad, or the server may be. What tells them apart is what
+    # became of requests that were sent after it had failed: those before say nothing. When
+    # one event is left, it has to fail again and again while everything else passes.
+
+    def _blamed(self, batch: Batch) -> bool:
+        """Tell whether others passed since a batch, or the one that it was cut from, first failed."""
+        return self._passed > batch.doubted_at
+
+    def _certain(self, batch: Batch) -> bool:
+        """Tell whether a batch is bad beyond doubt."""
+        return self._blamed(batch) and batch.failures >= _FAILURES_TO_BURY
+
+    def _count_failure(self, number: int, batch: Batch) -> bool:
+        """Count failures between which the server worked; True if it did since the last one."""
+        worked = self._worked > batch.failed_at >= self._failed
+        if batch.doubted_at == math.inf:
+            batch.doubted_at = self._requests
+            self._failed = max(self._failed, number)
+        batch.failures = batch.failures + 1 if worked else 1
+        batch.failed_at = self._requests
+        return worked
+
+    def _refused(self, number: int, batch: Batch, verdict: Verdict, now: float) -> None:
+        """The server works and does not want the batch; halve it until the bad event is alone."""
+        worked = self._count_failure(number, batch)
         if batch.events > 1:
             self._refusals += 1
             self._again.extendleft(reversed(batch.halves()))
-        elif verdict.status == 413 or self._passed > batch.failed_at:
+        elif verdict.status == 413 or self._certain(batch):
             self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+        elif worked and self._blamed(batch):
+            self._put_aside(batch, now, _LONE_SECONDS)
         else:
             # Alone and refused, but nothing else passed either: perhaps it is not the event.
             self._refusals += 1
-            self._put_aside(batch, self._clock.monotonic(), self._pace.backoff_max / 4)
+            wait = self._pace.backoff_max / 4
+            self._in_trouble(verdict, wait)
+            self._put_aside(batch, now, wait)
         if self._refusals > _REFUSALS_BEFORE_HOLD:
-            hold = Verdict(
-                Action.HOLD, f"{verdict.reason}, whatever we send", "see what stands between us and Polar"
-            )
-            self._in_trouble(hold, self._pace.hold(self._clock.monotonic()))
+            reason = f"{verdict.reason}, whatever we send"
+            self._hold(Verdict(Action.HOLD, reason, "see what stands between us and Polar"), now)
 
-    def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float) -> None:
+    def _suspect(self, result: _Result, batch: Batch, verdict: Verdict, asked: float) -> None:
         """The server failed: either it is in trouble, or this batch breaks it."""
-        batch.failures += 1
-        if batch.failures == 1:
-            batch.failed_at = self._passed
-        elif self._passed > batch.failed_at:
-            self._split(batch, verdict)  # others passed since, so it is this batch
-            return
-        wait = self._pace.failed(now, asked)
-        self._in_trouble(verdict, wait)
-        self._put_aside(batch, now, wait)
-        if batch.failures > 1 and batch.events > 1 and not self._fresh_work() and not self._again:
-            # Nothing else could show that the server works: ask it about nothing.
-            self._send(None, now)
+        now = self._clock.monotonic()
+        others_passed = self._passed > batch.failed_at
+        self._count_failure(result.number, batch)
+        if batch.events > 1 and others_passed:
+            self._again.extendleft(reversed(batch.halves()))
+        elif batch.events == 1 and self._certain(batch):
+            self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+        else:
+            wait = self._pace.failed(now, asked)
+            self._in_trouble(verdict, wait)
+            self._put_aside(batch, now, wait)
 
     def _put_aside(self, batch: Batch, now: float, wait: float) -> None:
         """Let others go before a batch that failed without a reason."""
         self._suspects.append((now + wait, batch))
+        doubted = self._blamed(batch) or (batch.events > 1 and batch.failed_at > batch.doubted_at)
+        others = self._again or (self._fresh_work() and len(self._suspects) <= _MAX_SUSPECTS)
+        if doubted and not others:
+            # Nothing else could show that the server works: ask it about nothing.
+            self._send(None, now)
 
-    def _probed(self, outcome: Outcome) -> None:
+    def _probed(self, result: _Result) -> None:
         """An empty batch came back: if the server took it, it works, and the suspects are to blame."""
+        outcome = result.outcome
         if not isinstance(outcome, Answer) or judge(outcome, 0).action is not Action.SETTLE:
+            self._failed = max(self._failed, result.number)
             return
+        self._worked = max(self._worked, result.number)
         for _ in range(len(self._suspects)):
             when, batch = self._suspects.popleft()
             if batch.events > 1:

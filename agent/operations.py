@@ -23,12 +23,9 @@ def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
         ValueError: the body is not of this form.
     """
     ids = _ids(body)
-    edits = body.get("edits") or {}
-    if not isinstance(edits, dict):
-        raise ValueError("edits must be an object")  # noqa: TRY004  # a caller's mistake, told as such
     revival = revive(
         pipeline.queue.dead_letters(ids),
-        {int(number): str(line).encode() for number, line in edits.items()},
+        _edits(body),
         pipeline.checker,
         pipeline.server_clock.now(),
         int(pipeline.clock.wall() * 1000),
@@ -68,3 +65,13 @@ def _ids(body: Any) -> list[int] | None:
     if not isinstance(ids, list) or not all(type(number) is int for number in ids):
         raise ValueError("ids must be a list of numbers, or null for all")
     return ids
+
+
+def _edits(body: Any) -> dict[int, bytes]:
+    """Return the new lines of a body, by number."""
+    edits = body.get("edits") or {}
+    if not isinstance(edits, dict) or not all(
+        number.isdecimal() and isinstance(line, str) for number, line in edits.items()
+    ):
+        raise ValueError("edits must be an object of numbers with a line each, as text")
+    return {int(number): line.encode() for number, line in edits.items()}

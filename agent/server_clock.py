@@ -3,7 +3,8 @@
 Polar refuses a timestamp that is ahead of its own clock, if only by a millisecond, so
 our clock being wrong must not matter. A `Date` header is cut to the second, so each
 answer gives an interval; their intersection becomes narrow. Within it, our own clock
-is believed. All is kept against monotonic time: a local clock that is set does no harm.
+is believed; outside, its beginning is, so that a clock that is wrong makes no stamps that
+are ahead. All is kept against monotonic time: a local clock that is set does no harm.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class ServerClock:
         if bounds is None:
             return wall
         monotonic = self._clock.monotonic()
-        return monotonic + min(max(wall - monotonic, bounds[0]), bounds[1])
+        ours = wall - monotonic
+        return monotonic + (ours if bounds[0] <= ours <= bounds[1] else bounds[0])
 
     @property
     def offset(self) -> float:

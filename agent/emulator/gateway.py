@@ -7,10 +7,12 @@ Below /v1: faults, version, size of the body, rate limit; and on the answer the 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 
 from agent.emulator.answers import ApiError, plain_error
 from agent.emulator.faults import Roll
@@ -64,7 +66,8 @@ class Gateway:
             answer = self._refuse(scope["method"], headers, version, roll)
             if answer is not None:
                 await _drain(receive)
-            await (answer or self._app)(scope, receive, _swallow if roll.lose_answer else send_on)
+            with suppress(ClientDisconnect):  # it went away in the middle of its body
+                await (answer or self._app)(scope, receive, _swallow if roll.lose_answer else send_on)
         if roll.reset or roll.lose_answer:
             emulator.counts.broken += 1
             self._connections.reset(scope["client"])

@@ -92,8 +92,9 @@ def _stamp_each(block: bytes, unix_seconds: float) -> tuple[bytes, list[int] | N
         if wanting:
             text = _without_id(text) if _KEY in text else text
             body = text[:-1].rstrip(_SPACE)
-            if body != b"{":
-                text = b'%b,"external_id":"%b%04x"}' % (body, prefix, new)
+            if body != b"{" or _KEY in line:
+                comma = b"" if body == b"{" else b","
+                text = b'%b%b"external_id":"%b%04x"}' % (body, comma, prefix, new)
                 new += 1
         kept.append(text)
     kept.append(b"")

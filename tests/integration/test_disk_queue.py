@@ -935,9 +935,7 @@ def test_what_a_killed_writer_committed_is_there(directory: Path) -> None:
         text = "abcdef"[kill]
         with process(COMMIT, directory, text) as running:
             assert running.stdout is not None
-            told: list[list[int]] = []
-            for _ in range(3 + 5 * kill):
-                told.append([int(key) for key in running.stdout.readline().split()])
+            told = [[int(key) for key in running.stdout.readline().split()] for _ in range(3 + 5 * kill)]
             running.send_signal(signal.SIGKILL)
             # It may have told of more before the signal came.
             rest = [[int(key) for key in line.split()] for line in running.stdout if line.endswith("\n")]

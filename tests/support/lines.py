@@ -261,6 +261,49 @@ _USUAL = {
 }
 
 
+def costs() -> st.SearchStrategy[bytes]:
+    """Return what may stand under `metadata._cost`, most of it nearly fine."""
+    return _cost
+
+
+def llms() -> st.SearchStrategy[bytes]:
+    """Return what may stand under `metadata._llm`, most of it nearly fine."""
+    return _llm
+
+
+@st.composite
+def fine_lines(draw: st.DrawFn) -> bytes:
+    """Return an event that is fine, and not ahead of noon: what differs is what it lacks."""
+    members = [
+        draw(st.sampled_from([b'"name":"n"', b'"n\\u0061me": "n"'])),
+        draw(
+            st.sampled_from(
+                [
+                    b'"external_customer_id":"c"',
+                    b'"customer_id":"%b"' % CUSTOMER.encode(),
+                    b'"external_customer_id":"c","customer_id":"%b"' % CUSTOMER.encode(),
+                ]
+            )
+        ),
+    ]
+    members += draw(
+        st.lists(
+            st.one_of(
+                st.sampled_from([b"null", b'""', b'"e"', b'"\\u0065"']).map(b'"external_id":%b'.__mod__),
+                st.sampled_from([b'"external\\u005fid":""', b'"external\\u005fid":"e"']),
+                st.sampled_from([b'"2026-01-01T00:00:00Z"', b'"2000-01-01 00:00Z"', b"1.0e9"]).map(
+                    b'"timestamp":%b'.__mod__
+                ),
+                st.sampled_from(
+                    [b'"metadata":{"external_id":"m","a":1.50}', b'"x":"external_id"', b'"x":NaN']
+                ),
+            ),
+            max_size=3,
+        )
+    )
+    return b"{%b}" % draw(st.sampled_from([b",", b" , "])).join(draw(st.permutations(members)))
+
+
 @st.composite
 def lines(draw: st.DrawFn) -> bytes:
     """Return one line, without its newline: an event, in most cases nearly a fine one."""

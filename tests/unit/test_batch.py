@@ -1,7 +1,7 @@
 """Which events go together, and that every one of them is settled exactly once."""
 
 import json
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -73,7 +73,9 @@ def take_all(leases, bounds, fill):
     batches = []
     while backlog.parts:
         events, size = bounds[len(batches) % len(bounds)]
-        batches.append((Batch("b", backlog.take(events, size, fill=fill)), events, size))
+        parts = backlog.take(events, size, fill=fill)
+        assert parts, "what waits must go on"
+        batches.append((Batch("b", parts), events, size))
     assert (backlog.events, backlog.size) == (0, 0)
     return batches
 
@@ -96,7 +98,7 @@ def test_a_batch_is_within_its_bounds_but_for_a_single_event_that_is_too_large(f
 def test_filling_up_leaves_no_room_for_the_next_event(chunks, events, size):
     batches = [batch for batch, _, _ in take_all(chunks, [(events, size)], fill=True)]
 
-    for batch, next_batch in zip(batches, batches[1:], strict=False):
+    for batch, next_batch in pairwise(batches):
         next_line = lines_in(next_batch)[0]
         assert batch.events == events or batch.size + 1 + len(next_line) > size
 
@@ -314,3 +316,12 @@ def test_a_part_knows_the_size_of_its_lines(chunks, data):
     for piece in (part, part.cut(count)[0], part.some(part.places[-count:])):
         sizes = accumulate(len(line) + 1 for line in piece.lines())
         assert piece.size == list(sizes)[-1] - 1
+
+
+def test_a_backlog_is_full_by_its_bytes_as_well_as_by_its_events():
+    backlog = Backlog()
+    backlog.add(lease(1, [b"{}", b'{"a":1}']).part())
+
+    assert backlog.full(2, 1000)
+    assert not backlog.full(3, 1000)
+    assert backlog.full(3, OVERHEAD + len(b'{},{"a":1},'))

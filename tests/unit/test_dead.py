@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from support.clock import NOON
 
 from agent.dead import revive
 from agent.event import Checker
 from agent.queue import DeadLetter
-
-from support.clock import NOON
 
 ARRIVED = 1_795_435_200_000
 
@@ -47,7 +46,9 @@ def lines_of(revival):
 
 
 def test_a_letter_goes_back_exactly_as_it_was():
-    one = letter(event='{"name":"n","external_customer_id":"c","external_id":"e1","timestamp":1.0e9,"x":1.50}')
+    one = letter(
+        event='{"name":"n","external_customer_id":"c","external_id":"e1","timestamp":1.0e9,"x":1.50}'
+    )
 
     revival = retried([one])
 
@@ -86,12 +87,12 @@ def test_an_edit_of_another_letter_changes_nothing():
     assert lines_of(retried([letter(1)], {2: b"{}"})) == [letter(1).event.encode()]
 
 
-@pytest.mark.parametrize("without", ["", ',"external_id":null', ',"external_id":""'])
+@pytest.mark.parametrize("without", [b"", b',"external_id":null', b',"external_id":""'])
 def test_a_letter_that_lost_its_id_in_mending_keeps_it(without):
     """Under another id Polar would take the event once more, should it have it already."""
-    mended = '{"name":"n","external_customer_id":"other"%s}' % without
+    mended = b'{"name":"n","external_customer_id":"other"%b}' % without
 
-    (line,) = lines_of(retried([letter(1)], {1: mended.encode()}))
+    (line,) = lines_of(retried([letter(1)], {1: mended}))
 
     assert json.loads(line)["external_id"] == "e1"
     assert json.loads(line)["external_customer_id"] == "other"

@@ -11,7 +11,9 @@ from agent.framing import TOO_LONG, Framer
 MAX = 10
 
 streams = st.lists(
-    st.sampled_from([b"\n", b"\r\n", b"\r", b"a", b"bcd", b"123456789", b"x" * MAX, b"y" * 25, b"\xff", b" "]),
+    st.sampled_from(
+        [b"\n", b"\r\n", b"\r", b"a", b"bcd", b"123456789", b"x" * MAX, b"y" * 25, b"\xff", b" "]
+    ),
     max_size=30,
 ).map(b"".join)
 

@@ -1,14 +1,17 @@
 """The ids that we give to events: UUIDs of version 7, many from one draw of random bits."""
 
 import re
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from uuid import RFC_4122, UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import NOON
 
 from agent.ids import BLOCK, suffixes, uuid7_block, uuid7_prefix
-
-from support.clock import NOON
 
 moments = st.floats(min_value=0, max_value=2**48 / 1000 - 1)
 
@@ -37,7 +40,37 @@ def test_58_random_bits_go_into_an_id(bit):
 
 
 def test_random_bits_are_drawn_anew_for_each_block():
-    assert uuid7_prefix(NOON) != uuid7_prefix(NOON)
+    prefixes = [uuid7_prefix(NOON) for _ in range(3000)]
+
+    assert len(set(prefixes)) == 3000
+
+
+def test_threads_never_draw_the_same_bits():
+    with ThreadPoolExecutor(8) as threads:
+        prefixes = list(threads.map(lambda _: uuid7_prefix(NOON), range(8000), chunksize=50))
+
+    assert len(set(prefixes)) == 8000
+
+
+def test_a_forked_process_never_draws_the_bits_of_its_parent():
+    """Neither what was drawn before the fork nor what would have come next."""
+    program = """
+        import os
+        from agent.ids import uuid7_prefix
+        draw = lambda: [uuid7_prefix(1.0) for _ in range(1000)]
+        draw()
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        print(*draw(), sep=chr(10), flush=True)
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, check=True, text=True
+    )
+
+    prefixes = done.stdout.split()
+    assert len(set(prefixes)) == len(prefixes) == 2000
 
 
 @given(st.integers(0, 6000))

@@ -5,18 +5,25 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import NOON, FakeClock
 
 from agent.server_clock import ServerClock
 
-from support.clock import NOON, FakeClock
 
+def answered(clock, server, offset, flight=0.0, share=0.5):
+    """Let a request be answered by a server that is `offset` ahead of true time.
 
-def answered(clock, server, offset, flight=0.0):
-    """Let a request be answered by a server that is `offset` ahead of true time, which `clock` follows."""
+    Args:
+        clock: whose monotonic time goes as true time does.
+        server: what learns of it.
+        offset: how far the server is ahead.
+        flight: seconds from the request to its answer.
+        share: how much of them is over when the server looks at its clock.
+    """
     sent = clock.monotonic()
     true_start = NOON + (sent - 1_000.0)
     clock.advance(flight)
-    header = float(math.floor(true_start + flight / 2 + offset))
+    header = float(math.floor(true_start + flight * share + offset))
     server.learn(header, sent, clock.monotonic())
 
 
@@ -79,6 +86,31 @@ def test_within_what_the_answers_allow_our_own_clock_is_believed(offset):
     assert server.now() == pytest.approx(NOON + offset, abs=1e-3)
 
 
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 3), st.floats(0, 1)), min_size=1, max_size=20))
+def test_a_clock_that_is_right_is_never_corrected(answers):
+    """Whenever on its way a request is answered."""
+    clock = FakeClock()
+    server = ServerClock(clock)
+    for pause, flight, share in answers:
+        clock.advance(pause)
+        answered(clock, server, 0.0, flight, share)
+        assert server.offset == pytest.approx(0, abs=1e-3)
+
+
+@given(
+    st.floats(10, 5000) | st.floats(-5000, -10),
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 3), st.floats(0, 1)), min_size=1, max_size=20),
+)
+def test_with_a_clock_that_is_clearly_wrong_we_are_never_ahead_of_the_server(ours, answers):
+    """A stamp that is ahead would be refused, if only by a millisecond."""
+    clock = FakeClock(wall=NOON + ours)
+    server = ServerClock(clock)
+    for pause, flight, share in answers:
+        clock.advance(pause)
+        answered(clock, server, 0.0, flight, share)
+        assert server.now() <= server_time(clock, 0.0) + 1e-6
+
+
 def test_a_local_clock_that_is_set_does_no_harm():
     clock = FakeClock()
     server = ServerClock(clock)
@@ -92,14 +124,15 @@ def test_a_local_clock_that_is_set_does_no_harm():
     assert server.offset == pytest.approx(-86_400, abs=30)
 
 
-def test_a_server_clock_that_is_set_is_believed_at_once():
+@pytest.mark.parametrize("jump", [-30.0, 30.0])
+def test_a_server_clock_that_is_set_is_believed_at_once(jump):
     clock = FakeClock()
     server = ServerClock(clock)
     answered(clock, server, 0.0)
 
-    answered(clock, server, -30.0)
+    answered(clock, server, jump)
 
-    assert server.now() == pytest.approx(server_time(clock, -30), abs=1)
+    assert server.now() == pytest.approx(server_time(clock, jump), abs=1)
 
 
 def test_time_goes_on_between_answers():

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import pytest
+from support.clock import NOON
 
 from agent import __version__
 from agent.flusher import Delivery
 from agent.queue import Books
 from agent.stats import Snapshot, moment
-
-from support.clock import NOON
 
 BOOKS = Books(accepted=100, refused=7, delivered=60, duplicates=10, dead=4, dropped=1, bytes=4096)
 

@@ -101,7 +101,9 @@ def test_a_status_that_says_nothing_of_the_events_settles_nothing(status):
 def test_only_a_200_settles_whatever_else_comes(status, body):
     verdict = judge(Answer(status, body), 5)
 
-    assert (verdict.action is Action.SETTLE) == (status == 200 and verdict.delivered + verdict.duplicates == 5)
+    assert (verdict.action is Action.SETTLE) == (
+        status == 200 and verdict.delivered + verdict.duplicates == 5
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 411])
@@ -197,7 +199,9 @@ def test_422_names_one_event():
 
 
 def test_422_names_many_events():
-    answer = refused(*both_branches(0, "name"), *both_branches(4, "metadata", msg="Input should be an object"))
+    answer = refused(
+        *both_branches(0, "name"), *both_branches(4, "metadata", msg="Input should be an object")
+    )
 
     verdict = judge(answer, 5)
 
@@ -342,9 +346,15 @@ def test_an_event_that_is_named_without_a_reason_is_named_all_the_same(entry):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 9) | st.text(max_size=5) | st.sampled_from(["body", "events"]),
-    lambda inner: st.lists(inner, max_size=5)
-    | st.dictionaries(st.sampled_from(["detail", "loc", "msg", "type", "inserted"]), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.text(max_size=5)
+    | st.sampled_from(["body", "events"]),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.sampled_from(["detail", "loc", "msg", "type", "inserted"]), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 entries = st.fixed_dictionaries(

@@ -1,0 +1,333 @@
+"""A flusher that is stepped by hand, with a server that answers when the test says so.
+
+Its sender threads are real, yet nothing depends on how they are scheduled: a request
+waits for the answer that the test gives it, and `Desk` waits until the flusher has it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent.answer import Answer, NoAnswer, Outcome
+from agent.flusher import Flusher, Options
+from agent.pace import Pace
+from agent.queue import Change
+from agent.queue.memory import MemoryQueue
+from agent.server_clock import ServerClock
+from agent.writer import Limits, Writer
+from support.clock import FakeClock
+from support.queues import chunk_of, pending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+
+    from agent.queue import Chunk
+
+PATIENCE = 20.0
+
+
+class Request:
+    """One request that reached the server."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.events: list[dict[str, Any]] = json.loads(body)["events"]
+        self.names: list[str] = [event["external_id"] for event in self.events]
+        self._answered = threading.Event()
+        self._outcome: Outcome | Exception | None = None
+
+    def wait(self) -> Outcome:
+        """Wait for the answer; the sender's thread."""
+        assert self._answered.wait(PATIENCE), "the test did not answer a request"
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    def answer(self, outcome: Outcome | Exception) -> None:
+        """Give the answer; the test's thread."""
+        self._outcome = outcome
+        self._answered.set()
+
+    @property
+    def answered(self) -> bool:
+        return self._answered.is_set()
+
+
+class ScriptedSender:
+    """Keeps each request until the test answers it."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.arrived = threading.Condition()
+        self.closed = False
+
+    def ingest(self, body: bytes) -> Outcome:
+        request = Request(body)
+        with self.arrived:
+            if self.closed:
+                return BROKEN
+            self.requests.append(request)
+            self.arrived.notify_all()
+        return request.wait()
+
+    def close(self) -> None:
+        """Break off what runs, as the real one does."""
+        with self.arrived:
+            self.closed = True
+            for request in self.requests:
+                if not request.answered:
+                    request.answer(BROKEN)
+
+
+class CountingQueue(MemoryQueue):
+    """Knows how many chunks were read and are not settled yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+
+    def get(self, key: int) -> Chunk | None:
+        self.read.append(key)
+        return super().get(key)
+
+    def read_ahead(self) -> int:
+        """Return how many chunks were read that are still there."""
+        return len(set(self.read) & set(self._chunks))
+
+
+@dataclass
+class Settings:
+    """What a test may choose."""
+
+    flush_interval: float = 2.0
+    max_batch_events: int = 4
+    max_batch_bytes: int = 1 << 20
+    max_in_flight: int = 1
+    requests_per_minute: float = 600_000
+    backoff_max: float = 60.0
+    chance: Callable[[], float] = lambda: 0.5
+
+
+class Desk:
+    """Queue, writer and flusher in one thread, with the fake clock."""
+
+    def __init__(self, directory: Path, clock: FakeClock | None = None, **choices: Any) -> None:
+        settings = Settings(**choices)
+        self.clock = FakeClock() if clock is None else clock
+        self.queue = CountingQueue()
+        self.sender = ScriptedSender()
+        self.server_clock = ServerClock(self.clock)
+        self.token = "polar_oat_one"
+        self.pace = Pace(settings.requests_per_minute, settings.backoff_max, settings.chance)
+        limits = Limits(1 << 50, 0, directory)
+        self.writer = Writer(self.queue, limits, self.clock, on_commit=self._committed, on_room=_nothing)
+        self.flusher = Flusher(
+            self.queue,
+            self.writer,
+            lambda: self.sender,
+            clock=self.clock,
+            server_clock=self.server_clock,
+            pace=self.pace,
+            options=Options(
+                settings.flush_interval,
+                settings.max_batch_events,
+                settings.max_batch_bytes,
+                settings.max_in_flight,
+            ),
+            token=lambda: self.token,
+        )
+        self._taken = 0
+        self._unanswered: list[Request] = []
+
+    def _committed(self, events: int) -> None:
+        if events:
+            self.flusher.notify(events)
+
+    def close(self) -> None:
+        """End the sender threads."""
+        self.sender.close()
+        if self.writer.alive:
+            self.writer.stop()
+        if self.flusher._thread.ident is None:
+            # It was stepped by hand: let its thread do nothing but end the senders.
+            self.flusher._stopping = True
+            self.flusher.start()
+        self.flusher.stop()
+
+    # -- the queue -----------------------------------------------------------------------
+
+    def put(self, *names: object, due: float = 0.0, filler: int = 0, age: float = 0.0) -> int:
+        """Put one chunk of events into the queue; return its key."""
+        return self.add(chunk_of(*names, arrived=self.clock.wall() - age, due=due, filler=filler))
+
+    def add(self, *chunks: Chunk) -> int:
+        """Put chunks into the queue; return the key of the last one."""
+        change = Change(appends=list(chunks))
+        keys = self.queue.commit(change)
+        self._committed(sum(chunk.count for chunk in chunks))
+        return keys[-1]
+
+    @property
+    def pending(self) -> list[str]:
+        """The external ids of what the queue holds; the books must agree."""
+        names = pending(self.queue)
+        assert self.queue.books().pending == len(names)
+        return names
+
+    @property
+    def dead(self) -> list[str]:
+        """The external ids of the dead letters."""
+        return [letter.external_id for letter in self.queue.dead_letters()]
+
+    # -- one step at a time --------------------------------------------------------------
+
+    def step(self) -> float | None:
+        """Let the flusher do what it can, and the writer write it."""
+        wait = self.flusher.step()
+        self.writer.step()
+        return wait
+
+    def sent(self) -> list[Request]:
+        """Step; return the requests that this brought, in the order of their events."""
+        self.step()
+        return self.taken()
+
+    def taken(self) -> list[Request]:
+        """Return the requests that were sent since the last time."""
+        expected = self.flusher.delivery.requests
+        sender = self.sender
+        with sender.arrived:
+            came = sender.arrived.wait_for(lambda: len(sender.requests) >= expected, PATIENCE)
+            assert came, "a request did not reach the server"
+            new = sender.requests[self._taken : expected]
+        self._taken = expected
+        return sorted(new, key=lambda request: _place(request.names))
+
+    def request(self) -> Request:
+        """Step; return the one request that this brought."""
+        (request,) = self.sent()
+        return request
+
+    def answer(self, request: Request, outcome: Outcome | Exception) -> None:
+        """Answer a request, and wait until the flusher has the answer; it acts on it in its next step."""
+        self.flusher._wake.clear()
+        request.answer(outcome)
+        assert self.flusher._wake.wait(PATIENCE), "an answer did not reach the flusher"
+
+    # -- many steps ----------------------------------------------------------------------
+
+    def run(
+        self,
+        server: Callable[[Request], Outcome],
+        *,
+        seconds: float = 86_400.0,
+        until: Callable[[], bool] | None = None,
+        requests: int = 100_000,
+    ) -> list[Request]:
+        """Let a server answer everything at once, and time pass, until the queue is empty.
+
+        Args:
+            server: gives the answers.
+            seconds: ends after so much time of the fake clock, too.
+            until: ends when this is true, instead of when the queue is empty.
+            requests: how many may be made at most.
+
+        Returns:
+            The requests that were made.
+        """
+        made: list[Request] = []
+        end = self.clock.monotonic() + seconds
+        while True:
+            wait = self.step()
+            self._unanswered += self.taken()
+            if until is not None and until():
+                return made
+            if self._unanswered:
+                now, self._unanswered = self._unanswered, []
+                for request in now:
+                    self.answer(request, server(request))
+                made += now
+                assert len(made) <= requests, "too many requests"
+                continue
+            if until is None and not self.queue.books().pending:
+                return made
+            left = end - self.clock.monotonic()
+            if left <= 0:
+                return made
+            assert wait is not None, "it would sleep for ever"
+            self.clock.advance(min(max(wait, 0.001), left))
+
+
+@dataclass
+class Polar:
+    """A server that stores what it is sent, but for what the test says.
+
+    Attributes:
+        poison: events that break it, by external id.
+        status: what it answers to a batch with one of these in it.
+        outage: what it answers to everything, while set.
+    """
+
+    poison: Collection[str] = ()
+    status: int = 500
+    outage: Outcome | None = None
+    stored: list[str] = field(default_factory=list)
+
+    def __call__(self, request: Request) -> Outcome:
+        if self.outage is not None:
+            return self.outage
+        if not set(self.poison).isdisjoint(request.names):
+            return Answer(self.status, b"Internal Server Error")
+        new = [name for name in request.names if name not in self.stored]
+        self.stored += new
+        return ok(len(new), len(request.names) - len(new))
+
+
+BROKEN = NoAnswer("broken", "the connection broke")
+
+
+def ok(inserted: int, duplicates: int = 0) -> Answer:
+    """Return the answer to a batch that the server took."""
+    return Answer(200, json.dumps({"inserted": inserted, "duplicates": duplicates}).encode())
+
+
+def named(*places: int, message: str = "Input should be a valid string") -> Answer:
+    """Return the answer that names events of a batch, as Polar does: with both branches and the input."""
+    detail = [
+        {
+            "type": "string_type",
+            "loc": ["body", "events", place, "EventCreateExternalCustomer", "name"],
+            "msg": message,
+            "input": {"secret": "of the customer"},
+        }
+        for place in places
+    ]
+    return Answer(422, json.dumps({"error": "RequestValidationError", "detail": detail}).encode())
+
+
+def too_early(*places: int) -> Answer:
+    """Return the answer to events whose timestamps are ahead of the server's clock."""
+    detail = [
+        {
+            "type": "value_error",
+            "loc": ["body", "events", place, branch, "timestamp"],
+            "msg": "Value error, Timestamp must be in the past.",
+        }
+        for place in places
+        for branch in ("EventCreateCustomer", "EventCreateExternalCustomer")
+    ]
+    return Answer(422, json.dumps({"error": "RequestValidationError", "detail": detail}).encode())
+
+
+def _place(names: Sequence[str]) -> tuple[int, str]:
+    first = names[0] if names else "~"
+    return (int(first), "") if first.isdigit() else (1 << 60, first)
+
+
+def _nothing() -> None:
+    pass
