@@ -4,7 +4,9 @@ Layout (little endian): magic ``PA``, version, codec, count of events u32, bytes
 the lines u32, time of arrival in Unix milliseconds u64, time before which the
 events are not to be sent in Unix milliseconds u64 (0: at once), CRC-32 u32 over
 all of the row but itself; then the lines, as they are or compressed with LZ4.
-SQLite's main file has no checksum of its own, so a row carries one.
+SQLite's main file has no checksum of its own, so a row carries one. It begins with the
+row's key, so that a row is not taken for another one when an index is damaged; only
+version 1 left the key out.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import lz4.block
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-VERSION = 1
+VERSION = 2
 MAX_EVENTS = 500
 """A full chunk is one full batch of the default size, so that most batches settle by deleting rows."""
 MAX_BYTES = 1 << 20
@@ -31,6 +33,8 @@ _SIZE = _HEAD.size + _CRC.size
 _PLAIN, _LZ4 = 0, 1
 _WORTH_COMPRESSING = 512
 _LARGEST = 64 << 20  # no writer makes more; a damaged length must not allocate memory
+HEAD_BYTES = _SIZE
+"""So many bytes of a row tell what it claims to be."""
 
 
 class DamagedChunkError(ValueError):
@@ -57,8 +61,8 @@ class Chunk:
     arrived_ms: int = 0
     due_ms: int = 0
 
-    def encode(self) -> bytes:
-        """Return the row."""
+    def encode(self, key: int = 0) -> bytes:
+        """Return the row that is to stand under `key`."""
         lines = self.lines
         codec, payload = _PLAIN, lines
         if len(lines) >= _WORTH_COMPRESSING:
@@ -66,11 +70,12 @@ class Chunk:
             if len(packed) < len(lines):
                 codec, payload = _LZ4, packed
         head = _HEAD.pack(_MAGIC, VERSION, codec, self.count, len(lines), self.arrived_ms, self.due_ms)
-        return b"".join((head, _CRC.pack(zlib.crc32(payload, zlib.crc32(head))), payload))
+        checksum = zlib.crc32(payload, zlib.crc32(head, _seed(VERSION, key)))
+        return b"".join((head, _CRC.pack(checksum), payload))
 
 
-def decode(row: bytes) -> Chunk:
-    """Return the chunk of a row.
+def decode(row: bytes, key: int = 0) -> Chunk:
+    """Return the chunk of the row that stands under `key`.
 
     Raises:
         NewerChunkError: its version is newer than this program's.
@@ -81,7 +86,7 @@ def decode(row: bytes) -> Chunk:
     magic, version, codec, count, size, arrived_ms, due_ms = _HEAD.unpack_from(row)
     payload = row[_SIZE:]
     (checksum,) = _CRC.unpack_from(row, _HEAD.size)
-    if zlib.crc32(payload, zlib.crc32(row[: _HEAD.size])) != checksum:
+    if zlib.crc32(payload, zlib.crc32(row[: _HEAD.size], _seed(version, key))) != checksum:
         raise DamagedChunkError("the checksum does not match")
     if magic != _MAGIC:
         raise DamagedChunkError("not a chunk")
@@ -99,6 +104,21 @@ def decode(row: bytes) -> Chunk:
     if len(lines) != size:
         raise DamagedChunkError(f"{len(lines)} bytes of lines where {size} were written")
     return Chunk(lines, count, arrived_ms, due_ms)
+
+
+def claimed_events(head: bytes) -> int:
+    """Return how many events a row says it holds, by its first bytes; 0 when that cannot be so."""
+    if len(head) < _SIZE:
+        return 0
+    magic, _, codec, count, size, _, _ = _HEAD.unpack_from(head)
+    # A line has two bytes at least, and a newline stands between each two.
+    believable = magic == _MAGIC and codec in (_PLAIN, _LZ4) and size <= _LARGEST and count * 3 <= size + 1
+    return count if believable else 0
+
+
+def _seed(version: int, key: int) -> int:
+    """Return what the checksum begins with."""
+    return key & 0xFFFFFFFF if version > 1 else 0
 
 
 def pack(groups: Iterable[tuple[bytes, int]], arrived_ms: int) -> list[Chunk]:

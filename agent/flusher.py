@@ -26,9 +26,10 @@ from agent import refusal
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.batch import Backlog, Batch, Lease
 from agent.chunk import DamagedChunkError, NewerChunkError
+from agent.errors import QueueError
 from agent.logs import get
 from agent.pace import Pace, retry_after
-from agent.queue import DeadLetter, Queue
+from agent.queue import DeadLetter, Queue, Settlement
 from agent.verdict import Action, Fault, Verdict, judge
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _REFUSALS_BEFORE_HOLD = 24
 _FAILURES_TO_BURY = 6  # in a row: a server that fails now and then must not cost an event
 _LONE_SECONDS = 1.0
 _TOKEN_CHECK_SECONDS = 2.0
+_SETTLE_SECONDS = 1.0
 _EMPTY = b'{"events":[]}'
 _OFFERED_BYTES = 8 << 20  # of chunks that are kept until they are sent, to save reading them
 
@@ -153,8 +155,9 @@ class Flusher:
         self._held: list[tuple[float, int, int | Batch]] = []  # heap: (due, number, chunk key or batch)
         self._passed = 0  # the newest request that the server took
         self._worked = 0  # the same, where one without events counts too
-        self._failed = 0  # the newest that failed and had no events, or none that had failed before
+        self._failed = 0.0  # the newest that failed through the server: it had no events, or passed later
         self._refusals = 0  # refusals that name no event, since the last batch that passed
+        self._searched = 0  # how many events were pending when the queue was looked through
         self._token_seen: str | None = None
         self._unnoticed = 0  # events committed since the last look
         self._enough: float = 1  # how many of them are worth another look
@@ -252,8 +255,27 @@ class Flusher:
                 return min(pause, _TOKEN_CHECK_SECONDS) if self._pace.held else pause
             batch, wait = self._next_batch(now)
             if batch is None:
-                return wait
+                return wait if wait is not None or self._in_flight else self._search()
             self._send(batch, now)
+
+    def _search(self) -> float | None:
+        """See that nothing is pending when nothing is left to do; return the seconds until the next look.
+
+        Damage can hide chunks: the queue is looked through, mended if need be, and read once more.
+        """
+        settling = self._writer.settling
+        pending = self._store.books().pending
+        if settling and pending:
+            return _SETTLE_SECONDS
+        if not pending or pending == self._searched or self._fresh_work():
+            return None
+        self._searched = pending
+        self._cursor = 0
+        try:
+            self._store.audit()
+        except QueueError as error:
+            self._log.error("events are pending and cannot be found", reason=error.reason, hint=error.hint)
+        return 0.0
 
     def _anything_waits(self) -> bool:
         """Tell whether there is something that could be sent now but for the pace."""
@@ -328,7 +350,11 @@ class Flusher:
         """Put one chunk where it belongs."""
         try:
             chunk = self._take_offered(key) or self._store.get(key)
-        except (DamagedChunkError, NewerChunkError) as error:
+        except DamagedChunkError as error:
+            self._log.error("a chunk of the queue is not what was written", chunk=key, reason=str(error))
+            self._writer.settle([Settlement(key, None, damaged=True)])
+            return
+        except NewerChunkError as error:
             self._log.error(
                 "a chunk of the queue cannot be read: its events stay where they are",
                 chunk=key,
@@ -457,9 +483,9 @@ class Flusher:
             case Action.SIFT:
                 self._sift(batch, verdict)
             case Action.SPLIT:
-                self._refused(result.number, batch, verdict, now)
+                self._refused(batch, verdict, now)
             case Action.RETRY if verdict.suspect:
-                self._suspect(result, batch, verdict, asked)
+                self._suspect(batch, verdict, now, asked)
             case Action.RETRY:
                 self._again.appendleft(batch)
                 self._in_trouble(verdict, self._pace.failed(now, asked))
@@ -479,6 +505,8 @@ class Flusher:
         """All of a batch is at Polar."""
         self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates))
         self._good_news()
+        if batch.failures:
+            self._failed = max(self._failed, batch.failed_at)  # so it was not the batch
         self._passed = max(self._passed, number)
         self._worked = max(self._worked, number)
 
@@ -539,19 +567,18 @@ class Flusher:
         """Tell whether a batch is bad beyond doubt."""
         return self._blamed(batch) and batch.failures >= _FAILURES_TO_BURY
 
-    def _count_failure(self, number: int, batch: Batch) -> bool:
+    def _count_failure(self, batch: Batch) -> bool:
         """Count failures between which the server worked; True if it did since the last one."""
         worked = self._worked > batch.failed_at >= self._failed
         if batch.doubted_at == math.inf:
             batch.doubted_at = self._requests
-            self._failed = max(self._failed, number)
         batch.failures = batch.failures + 1 if worked else 1
         batch.failed_at = self._requests
         return worked
 
-    def _refused(self, number: int, batch: Batch, verdict: Verdict, now: float) -> None:
+    def _refused(self, batch: Batch, verdict: Verdict, now: float) -> None:
         """The server works and does not want the batch; halve it until the bad event is alone."""
-        worked = self._count_failure(number, batch)
+        worked = self._count_failure(batch)
         if batch.events > 1:
             self._refusals += 1
             self._again.extendleft(reversed(batch.halves()))
@@ -569,11 +596,10 @@ class Flusher:
             reason = f"{verdict.reason}, whatever we send"
             self._hold(Verdict(Action.HOLD, reason, "see what stands between us and Polar"), now)
 
-    def _suspect(self, result: _Result, batch: Batch, verdict: Verdict, asked: float) -> None:
+    def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float) -> None:
         """The server failed: either it is in trouble, or this batch breaks it."""
-        now = self._clock.monotonic()
         others_passed = self._passed > batch.failed_at
-        self._count_failure(result.number, batch)
+        self._count_failure(batch)
         if batch.events > 1 and others_passed:
             self._again.extendleft(reversed(batch.halves()))
         elif batch.events == 1 and self._certain(batch):

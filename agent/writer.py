@@ -120,6 +120,7 @@ class Writer:
         self._appends: list[Append] = []
         self._settlements: list[Settlement] = []
         self._requests: list[_Request] = []
+        self._settling = 0
         self._waiting_bytes = 0
         self._stopping = False
         self._next_room_check = 0.0
@@ -163,7 +164,13 @@ class Writer:
         """Queue ends of events for the next commit; returns at once."""
         with self._lock:
             self._settlements.extend(settlements)
+            self._settling += len(settlements)
         self._work.set()
+
+    @property
+    def settling(self) -> bool:
+        """True while there are ends of events that are not committed yet."""
+        return self._settling > 0
 
     def apply(self, change: Change) -> None:
         """Commit `change` and wait for it.
@@ -225,6 +232,7 @@ class Writer:
             except QueueError as error:
                 self._refused_by_disk(error, appends, settlements)
                 return
+            self._settled(settlements)
             self._on_append(keys, change.appends)
         if self._trouble is not None:
             self._log.info("queue can be written again")
@@ -276,6 +284,7 @@ class Writer:
         if settlements and appends:
             try:
                 self._queue.commit(Change(settlements=settlements))
+                self._settled(settlements)
                 settlements = []
             except QueueError:
                 pass
@@ -283,6 +292,11 @@ class Writer:
             self._appends[:0] = appends
             self._settlements[:0] = settlements
         self._set_full(f"the queue cannot be written: {error.reason}")
+
+    def _settled(self, settlements: Sequence[Settlement]) -> None:
+        """Note that ends of events are committed."""
+        with self._lock:
+            self._settling -= len(settlements)
 
     def _answer(self, request: _Request) -> None:
         """Apply a change that somebody waits for."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,6 +10,40 @@ from support.processes import Product
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+PROGRAMS = ("strace",)
+"""What some tests need beside Python; `.ci/run` installs all of it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): leave the test out where this is not installed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a program that is not here; in CI, `pytest_runtest_setup` fails it."""
+    if os.environ.get("CI"):
+        return
+    left_out = [item for item in items if _missing(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _missing(item)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = _missing(item)
+    if missing:
+        pytest.fail(f"CI leaves no test out, and {', '.join(missing)} is not installed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            terminalreporter.write_line(f"left out: the tests that need {program}, which is not installed")
+
+
+def _missing(item: pytest.Item) -> list[str]:
+    programs = [mark.args[0] for mark in item.iter_markers("needs")]
+    assert set(programs) <= set(PROGRAMS), f"add {programs} to PROGRAMS, and to .ci/run"
+    return [program for program in programs if shutil.which(program) is None]
 
 
 @pytest.fixture

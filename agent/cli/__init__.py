@@ -28,6 +28,7 @@ COMMANDS = {
     "status": "show queue, books, delivery state and daemon",
     "events": "read events back from Polar",
     "dead": "list, repair, retry, export or purge dead letters",
+    "queue": "check the queue on disk, or write its events out",
     "emulator": "serve a local emulator of Polar's events API",
 }
 

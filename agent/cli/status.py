@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
@@ -34,8 +35,24 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        print(_text(document))
+        print(_text(document, _lost(document)))
     return 0
+
+
+def _lost(document: dict[str, Any]) -> int:
+    """Return how many of the dropped events were lost to damage; the queue itself knows."""
+    from pathlib import Path
+
+    from agent.errors import QueueError
+    from agent.queue.disk import DiskReader
+
+    if not document["ledger"]["dropped"]:
+        return 0
+    try:
+        with closing(DiskReader(Path(document["queue"]["path"]))) as reader:
+            return reader.books().lost
+    except QueueError:
+        return 0
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -65,8 +82,13 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
     return Snapshot(settings.queue_dir, books, age, Delivery(), holder(settings.queue_dir)).document()
 
 
-def _text(document: dict[str, Any]) -> str:
-    """Return the status for people."""
+def _text(document: dict[str, Any], lost: int = 0) -> str:
+    """Return the status for people.
+
+    Args:
+        document: what `--json` prints.
+        lost: how many of the dropped events were lost to damage.
+    """
     daemon, queue, ledger, delivery = (document[part] for part in ("daemon", "queue", "ledger", "delivery"))
     if daemon["running"]:
         up = daemon["uptime_seconds"]
@@ -94,6 +116,8 @@ def _text(document: dict[str, Any]) -> str:
         f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ends}",
         f"           {ledger['refused']} refused at the socket",
     ]
+    if lost:
+        lines.append(f"           {lost} of the dropped were lost to damage")
     if queue["dead"]:
         lines.append(f"dead       {queue['dead']} dead letters: see `agent dead list`")
     return "\n".join(lines)

@@ -65,7 +65,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         delivered: events that Polar stored for us.
         duplicates: events that Polar had already.
         dead: dead letters; those that are retried or purged leave it again.
-        dropped: events dropped by an operator's choice.
+        dropped: events dropped by an operator's choice, or lost to damage.
+        lost: those of the dropped that were lost to damage.
         bytes: size of the rows that hold pending events.
         next_key: the key of the next chunk.
         next_dead: the number of the next dead letter.
@@ -77,6 +78,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: int = 0
     dead: int = 0
     dropped: int = 0
+    lost: int = 0
     bytes: int = 0
     next_key: int = 1
     next_dead: int = 1
@@ -97,6 +99,8 @@ class Settlement:
         delivered: how many events Polar stored.
         duplicates: how many Polar had already.
         dead: those that it refuses for good.
+        damaged: the row was found not to be what was written: it is set aside, its events are lost.
+        lost: how many these are; for the store to find out.
     """
 
     key: int
@@ -104,6 +108,8 @@ class Settlement:
     delivered: int = 0
     duplicates: int = 0
     dead: Sequence[DeadLetter] = ()
+    damaged: bool = False
+    lost: int = 0
 
 
 @dataclass(slots=True)
@@ -138,6 +144,7 @@ class Change:
         """Return `books` with the counters of this change; sizes and keys are the store's to add."""
         settled = self.settlements
         dead = sum(len(settlement.dead) for settlement in settled)
+        lost = sum(settlement.lost for settlement in settled)
         return replace_books(
             books,
             accepted=books.accepted + sum(chunk.count for chunk in self.appends) + self.dropped,
@@ -145,7 +152,8 @@ class Change:
             delivered=books.delivered + sum(settlement.delivered for settlement in settled),
             duplicates=books.duplicates + sum(settlement.duplicates for settlement in settled),
             dead=books.dead + dead - len(self.revived) - len(self.purged),
-            dropped=books.dropped + self.dropped + len(self.purged),
+            dropped=books.dropped + self.dropped + len(self.purged) + lost,
+            lost=books.lost + lost,
         )
 
 
@@ -184,6 +192,16 @@ class Queue(Protocol):
 
     def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of these numbers, or all, oldest first."""
+        ...
+
+    def audit(self) -> bool:
+        """Look whether what is there makes up the books, and mend the queue if not; True when that was done.
+
+        Asked when events are pending and none can be found.
+
+        Raises:
+            QueueError: it cannot be mended.
+        """
         ...
 
     def close(self) -> None:

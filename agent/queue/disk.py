@@ -1,21 +1,27 @@
 """The queue on disk: a `diskcache.Cache` used as a log. The only importer of diskcache.
 
-Rows: an integer key for each chunk, in order of arrival; ``dead-<number>`` for each
-dead letter; ``books`` for the ledger; ``meta`` for the format and the destination.
+Rows: an integer key for each chunk, in order of arrival; for the others see `agent.queue.rows`.
 
 diskcache is a cache: left alone, it evicts, pickles, expires, writes large values to
 files that it never syncs, and leaves the last commits to the next power cut. Every
 setting below closes one of these, and `_BytesDisk` the way to code execution through
 pickle (CVE-2025-69872). Keys are our own and only ever grow: `push` uses keys again.
+
+A database that is not what was written is set aside when that is noticed, and what can be
+read of it goes into a fresh one (`agent.queue.mend`): at the start, and later as well. A
+single chunk that is not what was written is set aside within the database.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import sqlite3
 import stat
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -23,15 +29,33 @@ import diskcache
 import msgspec
 
 from agent import chunk
+from agent.clock import Clock, SystemClock
 from agent.errors import QueueError, UsageError
-from agent.queue import Books, Change, DeadLetter, replace_books
+from agent.logs import get
+from agent.queue import Books, Change, DeadLetter, Settlement, check, replace_books
+from agent.queue.mend import finish, mend
+from agent.queue.raw import sync_directory
+from agent.queue.rows import (
+    BOOKS,
+    DAMAGED,
+    DEAD,
+    FORMAT,
+    META,
+    DamagedRowError,
+    Meta,
+    number_of,
+    numbered,
+    seal,
+    unseal,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-FORMAT = 1
-"""The version of the directory's layout; a newer one is refused, an older one is read."""
+    from agent.queue.wal import Glance
+
+__all__ = ["FORMAT", "DiskQueue", "DiskReader", "prepare_directory", "sync_directory"]
 
 _SETTINGS = {
     "eviction_policy": "none",
@@ -46,18 +70,23 @@ _SETTINGS = {
     "sqlite_mmap_size": 0,
     "sqlite_cache_size": 2**9,  # pages; a log has no use for a large cache
 }
-_BOOKS, _META, _DEAD = "books", "meta", "dead-"
 _MODE_RAW = 1
 _SIZES_KEPT = 50_000
+_MOST_MENDS = 3  # of one process: a disk that spoils a third fresh database is not to be written to
+_MEND_AGAIN_SECONDS = 30.0
+_FILL_BYTES = 4 << 20
+_DAMAGE_HINT = "`agent queue verify` tells more; the daemon rescues what can be read when it starts"
 _T = TypeVar("_T")
+_Record = TypeVar("_Record", bound=msgspec.Struct)
 _ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
 
 
-class _Meta(msgspec.Struct, frozen=True):
-    """What the queue is: its format and where its events are meant to go."""
+class _DamageError(Exception):
+    """The store is not what was written."""
 
-    format: int = FORMAT
-    server: str = ""
+
+class _AbsentError(Exception):
+    """A change names a row that is not there."""
 
 
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
@@ -70,7 +99,7 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
 
     def get(self, key: Any, raw: Any) -> Any:
         if not raw or type(key) not in (int, str):
-            raise QueueError("read the queue", self._directory, "it holds a key that is not ours")
+            raise _DamageError("it holds a key that is not ours")
         return key
 
     def store(self, value: Any, read: Any, key: Any = None) -> tuple[int, int, None, Any]:
@@ -82,8 +111,11 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
     def fetch(self, mode: Any, filename: Any, value: Any, read: Any) -> bytes:
         del read
         if mode != _MODE_RAW or filename is not None or type(value) is not bytes:
-            raise QueueError("read the queue", self._directory, "it holds a value that is not ours")
+            raise _DamageError("it holds a value that is not ours")
         return value
+
+    def remove(self, file_path: Any) -> None:
+        """Delete no file: no row of ours has one."""
 
 
 class DiskQueue:
@@ -92,28 +124,56 @@ class DiskQueue:
     Args:
         directory: absolute; made (0700) when it is not there.
         server: the address that the events are meant for; the queue remembers it.
+        clock: for the names of what is set aside.
 
     Raises:
         QueueError: the directory cannot be used, and why.
     """
 
-    def __init__(self, directory: Path, *, server: str = "") -> None:
+    def __init__(self, directory: Path, *, server: str = "", clock: Clock | None = None) -> None:
         self._directory = directory
-        self._write = threading.Lock()
+        self._server = server
+        self._clock = clock or SystemClock()
+        self._log = get("queue")
+        self._write = threading.RLock()
         self._sizes: dict[int, int] = {}  # of rows that were written or read lately
+        self._mends = 0
+        self._mend_not_before = -math.inf
+        self._astray = 0  # events that this process counted as lost and somebody may still have in hand
+        self._cache: diskcache.Cache = None
+        self._books = Books()
         prepare_directory(directory)
-        self._cache = self._open()
+        finish(directory)
+        found, seen = self._probe()
+        if found is not None:
+            self._rescue(found, seen, None)
         try:
-            self._check_meta(server)
-            self._books = self._read_books()
-        except BaseException:
-            self._cache.close()
-            raise
+            self._load()
+        except _DamageError as damage:
+            with self._damage_told("open"):
+                self._rescue(str(damage), seen, None)
+                self._load()
+
+    def _probe(self) -> tuple[str | None, Glance]:
+        """Return what is wrong with the store before it is opened, and what was seen of its log."""
+        try:
+            check.keep_index(self._directory)
+            seen = check.glance(self._directory)
+            found = check.probe(self._directory, seen)
+            if found is None:
+                check.forget_index(self._directory)
+        except OSError as error:
+            raise QueueError(
+                "open the queue", str(self._directory), _reason(error), "see the disk's space and health"
+            ) from error
+        return found, seen
 
     @property
     def directory(self) -> Path:
         """Where the queue lies."""
         return self._directory
+
+    # -- writing -----------------------------------------------------------------------
 
     def commit(self, change: Change) -> Sequence[int]:
         """Apply `change` whole and make it durable; return the keys of its new chunks.
@@ -121,21 +181,41 @@ class DiskQueue:
         Raises:
             QueueError: nothing of it was applied.
         """
-        with self._write:
-            books = change.count(self._books)
+        with self._write, self._damage_told("write"):
             try:
-                with self._cache.transact():
-                    books, keys = self._apply(change, books)
-                    self._cache.set(_BOOKS, msgspec.json.encode(books))
-            except _ERRORS as error:
-                # A COMMIT that failed is not rolled back by diskcache: start from a new connection.
-                self._reopen()
-                self._sizes.clear()
-                raise QueueError(
-                    "write the queue", str(self._directory), _reason(error), "see the disk's space and health"
-                ) from error
-            self._books = books
-            return keys
+                return self._commit(change)
+            except _AbsentError as absent:
+                found = self._wrong()
+                if found is None:
+                    raise QueueError("write the queue", str(self._directory), str(absent)) from absent
+                self._replace(found)
+            except _DamageError as damage:
+                self._replace(str(damage))
+            return self._commit(change)
+
+    def _commit(self, change: Change) -> Sequence[int]:
+        """Apply `change`."""
+        cache, before, astray = self._store(), self._books, self._astray
+        try:
+            if self._mends or any(settlement.damaged for settlement in change.settlements):
+                change, before, astray = self._regard_damage(change)
+            books = change.count(before)
+            with cache.transact():
+                books, keys = self._apply(change, books)
+                cache.set(BOOKS, seal(BOOKS, books))
+        except BaseException as error:
+            self._sizes.clear()
+            if not isinstance(error, _ERRORS):
+                raise
+            # A COMMIT that failed is not rolled back by diskcache: start from a new connection.
+            self._reopen()
+            if check.is_damage(error):
+                raise _DamageError(_reason(error)) from error
+            raise QueueError(
+                "write the queue", str(self._directory), _reason(error), "see the disk's space and health"
+            ) from error
+        self._books, self._astray = books, astray
+        return keys
 
     def _apply(self, change: Change, books: Books) -> tuple[Books, list[int]]:
         """Write the rows of `change`; return the books with sizes and keys, and the new keys."""
@@ -145,7 +225,7 @@ class DiskQueue:
         size, key, dead = books.bytes, books.next_key, books.next_dead
         keys = []
         for new in (*change.appends, *change.requeued):
-            row = new.encode()
+            row = new.encode(key)
             cache.set(key, row)
             sizes[key] = len(row)
             keys.append(key)
@@ -154,19 +234,23 @@ class DiskQueue:
         for settlement in change.settlements:
             size -= self._row_size(settlement.key)
             sizes.pop(settlement.key, None)
+            if settlement.damaged:
+                cache.set(numbered(DAMAGED, settlement.key), cache.get(settlement.key))
             if settlement.rest is None:
-                cache.delete(settlement.key)
+                if not cache.delete(settlement.key) and not self._mends:
+                    raise _AbsentError(f"there is no chunk {settlement.key}")
             else:
-                row = settlement.rest.encode()
+                row = settlement.rest.encode(settlement.key)
                 cache.set(settlement.key, row)
                 sizes[settlement.key] = len(row)
                 size += len(row)
             for letter in settlement.dead:
-                cache.set(_dead_key(dead), msgspec.json.encode(msgspec.structs.replace(letter, id=dead)))
+                name = numbered(DEAD, dead)
+                cache.set(name, seal(name, msgspec.structs.replace(letter, id=dead)))
                 dead += 1
         for number in (*change.revived, *change.purged):
-            if not cache.delete(_dead_key(number)):
-                raise sqlite3.DataError(f"there is no dead letter {number}")
+            if not cache.delete(numbered(DEAD, number)):
+                raise _AbsentError(f"there is no dead letter {number}")
         return replace_books(books, bytes=size, next_key=key, next_dead=dead), keys
 
     def _row_size(self, key: int) -> int:
@@ -175,9 +259,11 @@ class DiskQueue:
         if known is not None:
             return known
         row = self._cache.get(key)
-        if row is None:
-            raise sqlite3.DataError(f"there is no chunk {key}")
-        return len(row)
+        if row is None and not self._mends:
+            raise _AbsentError(f"there is no chunk {key}")
+        return len(row or b"")
+
+    # -- reading -----------------------------------------------------------------------
 
     def books(self) -> Books:
         """Return the books as of the last commit."""
@@ -185,65 +271,205 @@ class DiskQueue:
 
     def first_key(self) -> int:
         """Return the key of the oldest chunk, or of the next one when there is none."""
-        with self._reading():
-            first = next(iter(self._cache.iterkeys()), None)
-        return first if isinstance(first, int) else self._books.next_key
+        return self._read(self._first_key)
+
+    def _first_key(self, cache: diskcache.Cache) -> int:
+        first, end = next(iter(cache.iterkeys()), None), self._books.next_key
+        if isinstance(first, int) and not 0 < first < end:
+            raise _DamageError(f"it holds a chunk {first}, and the next one is to be {end}")
+        return first if isinstance(first, int) else end
 
     def get(self, key: int) -> chunk.Chunk | None:
         """Return the chunk of `key`, or None when it is settled."""
-        with self._reading():
-            row = self._cache.get(key)
+        row: bytes | None = self._read(lambda cache: cache.get(key))
         if row is None:
             return None
-        self._sizes[key] = len(row)
-        return chunk.decode(row)
+        # What the writer noted meanwhile is newer than this row.
+        self._sizes.setdefault(key, len(row))
+        return chunk.decode(row, key)
 
     def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of these numbers, or all, oldest first."""
-        with self._reading():
-            wanted = self._dead_ids() if ids is None else sorted(set(ids))
-            for number in wanted:
-                row = self._cache.get(_dead_key(number))
-                if row is not None:
-                    yield _decode(row, DeadLetter, str(self._directory))
+        for number in self._read(_dead_ids) if ids is None else sorted(set(ids)):
+            letter = self._read(partial(_record, key=numbered(DEAD, number), kind=DeadLetter))
+            if letter is not None:
+                yield letter
 
-    def _dead_ids(self) -> list[int]:
-        """Return the numbers of all dead letters, oldest first."""
-        numbers: list[int] = []
-        for key in self._cache.iterkeys(reverse=True):
-            if not isinstance(key, str) or key < _DEAD:
-                break
-            if key.startswith(_DEAD):
-                numbers.append(int(key.removeprefix(_DEAD)))
-        return numbers[::-1]
+    def _read(self, action: Callable[[diskcache.Cache], _T]) -> _T:
+        """Read; where the store turns out not to be what was written, mend it and read again."""
+        cache = self._store()
+        with self._damage_told("read"):
+            try:
+                return self._try(action, cache)
+            except _DamageError as damage:
+                with self._write:
+                    if cache is self._cache:
+                        self._replace(str(damage))
+                return self._try(action, self._store())
 
-    def close(self) -> None:
-        """Let go of the store (this thread's hold on it; the others end with their threads)."""
-        self._cache.close()
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn a store's exceptions into ours."""
+    def _try(self, action: Callable[[diskcache.Cache], _T], cache: diskcache.Cache) -> _T:
+        """Read, turning a store's exceptions into ours."""
         try:
-            yield
+            return action(cache)
         except _ERRORS as error:
+            if check.is_damage(error):
+                raise _DamageError(_reason(error)) from error
             raise QueueError(
                 "read the queue", str(self._directory), _reason(error), "see the disk's health"
             ) from error
 
+    # -- damage ------------------------------------------------------------------------
+
+    def audit(self) -> bool:
+        """Look whether what is there makes up the books, and mend the queue if not; True when that was done.
+
+        Raises:
+            QueueError: it cannot be mended.
+        """
+        with self._write, self._damage_told("mend"):
+            found = self._wrong()
+            if found is not None:
+                self._replace(found)
+            return found is not None
+
+    def _wrong(self) -> str | None:
+        """Tell in what the rows, or the ways to them, do not make up the books."""
+        try:
+            found = check.miscounted(self._directory, self._books)
+            astray = [key for key in check.claims(self._directory) if self._store().get(key) is None]
+        except _DamageError as damage:
+            return str(damage)
+        except _ERRORS as error:
+            return _reason(error) if check.is_damage(error) else None
+        return found or (f"there is no way to chunk {astray[0]}" if astray else None)
+
+    def _regard_damage(self, change: Change) -> tuple[Change, Books, int]:
+        """Return `change` with its losses, the books to count it from, and how many events stay astray.
+
+        What damaged chunks held is what the books have and the other chunks do not. A chunk that
+        is gone since the queue was mended, while it was on its way, was counted as lost: its events
+        are found again.
+        """
+        books, astray, settlements = self._books, self._astray, []
+        named = {settlement.key for settlement in change.settlements if settlement.damaged}
+        damaged = {key for key in named if self._is_damaged(key)}
+        lost = 0
+        restored: set[int] = set()
+        if damaged:
+            others = sum(count for key, count in check.claims(self._directory).items() if key not in damaged)
+            lost = min(max(0, books.pending - others), books.pending)
+        for settlement in change.settlements:
+            if settlement.damaged and settlement.key not in damaged:
+                continue  # it is as it was written after all, or gone
+            if settlement.damaged:
+                settlements.append(dataclasses.replace(settlement, lost=lost))
+                self._log.error("a chunk is damaged: set aside", chunk=settlement.key, events_lost=lost)
+                lost = 0
+                continue
+            if settlement.key not in restored and self._store().get(settlement.key) is None:
+                restored.add(settlement.key)
+                events = _events(settlement)
+                found = min(events, astray)
+                astray -= found
+                books = replace_books(
+                    books,
+                    accepted=books.accepted + events - found,
+                    dropped=books.dropped - found,
+                    lost=books.lost - found,
+                )
+            settlements.append(settlement)
+        return dataclasses.replace(change, settlements=settlements), books, astray
+
+    def _is_damaged(self, key: int) -> bool:
+        """Tell whether a chunk is there and is not what was written."""
+        row = self._store().get(key)
+        if row is None:
+            return False
+        try:
+            chunk.decode(row, key)
+        except chunk.DamagedChunkError:
+            return True
+        except chunk.NewerChunkError:
+            return False
+        return False
+
+    def _replace(self, found: str) -> None:
+        """Mend the store while it is in use."""
+        old = self._cache
+        self._rescue(found, check.glance(self._directory), self._books)
+        self._cache = None
+        self._store()
+        # SQLite sees that its file has moved, and leaves the new one's log alone.
+        with contextlib.suppress(*_ERRORS):
+            old.close()
+
+    def _rescue(self, found: str, seen: Glance, books: Books | None) -> None:
+        """Put a fresh database in the place of the damaged one."""
+        now = self._clock.monotonic()
+        if self._mends == _MOST_MENDS or now < self._mend_not_before:
+            raise _DamageError(found)
+        try:
+            report = mend(self._directory, found, seen, at=self._clock.wall(), fill=_fill, books=books)
+        except QueueError:
+            self._mend_not_before = now + _MEND_AGAIN_SECONDS
+            raise
+        self._mends += 1
+        self._astray += report.events_lost
+        self._sizes.clear()
+
+    @contextlib.contextmanager
+    def _damage_told(self, operation: str) -> Iterator[None]:
+        """Turn damage that could not be mended into our error."""
+        try:
+            yield
+        except (_DamageError, _AbsentError) as error:
+            raise QueueError(
+                f"{operation} the queue",
+                str(self._directory),
+                f"it is damaged: {error}",
+                "see the disk's health",
+            ) from error
+
+    # -- the store ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the store (this thread's hold on it; the others end with their threads)."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def _store(self) -> diskcache.Cache:
+        """Return the store; open it where that was left undone."""
+        if self._cache is None:
+            with self._write:
+                self._load()
+        return self._cache
+
+    def _load(self) -> None:
+        """Open the store and read what must be known of it."""
+        cache = self._open()
+        try:
+            self._check_meta(cache)
+            self._books = self._try(partial(_record, key=BOOKS, kind=Books), cache) or Books()
+        except BaseException:
+            cache.close()
+            raise
+        self._cache = cache
+
     def _open(self) -> diskcache.Cache:
         """Open or make the store, readable for its owner only, and make its files durable."""
-        umask = os.umask(0o077)
         try:
-            cache = diskcache.Cache(str(self._directory), disk=_BytesDisk, timeout=30, **_SETTINGS)
+            cache = _open(self._directory)
             sync_directory(self._directory)
             sync_directory(self._directory.parent)
         except _ERRORS as error:
+            if check.is_damage(error):
+                raise _DamageError(_reason(error)) from error
             raise QueueError(
                 "open the queue", str(self._directory), _reason(error), "see the disk's space and health"
             ) from error
-        finally:
-            os.umask(umask)
+        except (TypeError, ValueError, KeyError) as error:
+            # What comes of it when diskcache believes settings that are damaged.
+            raise _DamageError(f"diskcache: {error}") from error
         return cache
 
     def _reopen(self) -> None:
@@ -251,11 +477,11 @@ class DiskQueue:
         with contextlib.suppress(*_ERRORS):
             self._cache.close()
 
-    def _check_meta(self, server: str) -> None:
+    def _check_meta(self, cache: diskcache.Cache) -> None:
         """Refuse a newer format and another destination; remember ours."""
-        with self._reading():
-            row = self._cache.get(_META)
-        meta = _Meta() if row is None else _decode(row, _Meta, str(self._directory))
+        server = self._server
+        known = self._try(partial(_record, key=META, kind=Meta), cache)
+        meta = known or Meta()
         if meta.format > FORMAT:
             raise QueueError(
                 "open the queue",
@@ -264,23 +490,82 @@ class DiskQueue:
                 "install that version again, or choose another queue_dir",
             )
         if server and meta.server and meta.server != server:
-            if self._read_books().pending:
+            books = self._try(partial(_record, key=BOOKS, kind=Books), cache)
+            if books is not None and books.pending:
                 raise UsageError(
                     "use the queue",
                     str(self._directory),
                     f"its events are meant for {meta.server}, but the settings say {server}",
                     "flush it with the old settings first, or choose another queue_dir",
                 )
-            row = None
-        if row is None or (server and not meta.server):
-            with self._reading():
-                self._cache.set(_META, msgspec.json.encode(_Meta(FORMAT, server or meta.server)))
+        wanted = Meta(FORMAT, server or meta.server)
+        if known != wanted:
+            self._try(lambda cache: cache.set(META, seal(META, wanted)), cache)
 
-    def _read_books(self) -> Books:
-        """Read the books from the store."""
-        with self._reading():
-            row = self._cache.get(_BOOKS)
-        return Books() if row is None else _decode(row, Books, str(self._directory))
+
+def _open(directory: Path) -> diskcache.Cache:
+    """Open or make a database, readable for its owner only."""
+    umask = os.umask(0o077)
+    try:
+        return diskcache.Cache(str(directory), disk=_BytesDisk, timeout=30, **_SETTINGS)
+    finally:
+        os.umask(umask)
+
+
+def _fill(directory: Path, rows: Iterator[tuple[int | str, bytes]]) -> None:
+    """Make a database of these rows in a new directory: one file, durable.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    try:
+        with contextlib.closing(_open(directory)) as cache:
+            while batch := _some(rows):
+                with cache.transact():
+                    for key, row in batch:
+                        cache.set(key, row)
+    except (sqlite3.Error, diskcache.Timeout) as error:
+        raise OSError(_reason(error)) from error
+    if [file.name for file in directory.iterdir()] != [check.DATABASE]:
+        raise OSError("SQLite left its log behind")
+
+
+def _some(rows: Iterator[tuple[int | str, bytes]]) -> list[tuple[int | str, bytes]]:
+    """Return the next rows, as many as one transaction should have."""
+    some, size = [], 0
+    for key, row in rows:
+        some.append((key, row))
+        size += len(row)
+        if size >= _FILL_BYTES:
+            break
+    return some
+
+
+def _record(cache: diskcache.Cache, *, key: str, kind: type[_Record]) -> _Record | None:
+    """Return the record under `key`."""
+    row = cache.get(key)
+    try:
+        return None if row is None else unseal(key, row, kind)
+    except DamagedRowError as error:
+        raise _DamageError(f"{key} is damaged: {error}") from error
+
+
+def _dead_ids(cache: diskcache.Cache) -> list[int]:
+    """Return the numbers of all dead letters, oldest first."""
+    numbers: list[int] = []
+    for key in cache.iterkeys(reverse=True):
+        if not isinstance(key, str) or key < DEAD:
+            break
+        number = number_of(DEAD, key)
+        if number is not None:
+            numbers.append(number)
+    return numbers[::-1]
+
+
+def _events(settlement: Settlement) -> int:
+    """Return how many events a settlement is about, those included that stay."""
+    rest = settlement.rest.count if settlement.rest else 0
+    return settlement.delivered + settlement.duplicates + len(settlement.dead) + rest
 
 
 class DiskReader:
@@ -304,43 +589,52 @@ class DiskReader:
 
     def books(self) -> Books:
         """Return the books as of the last commit."""
-        row = self._row(_BOOKS)
-        return Books() if row is None else _decode(row, Books, self._subject)
+        return self._record(BOOKS, Books) or Books()
 
     def oldest_arrival(self) -> float | None:
         """Return when the oldest pending chunk was taken, in Unix seconds; None when none is."""
-        rows = self._query("SELECT value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key LIMIT 1")
+        rows = self._query("SELECT key, value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key LIMIT 1")
         if not rows:
             return None
+        ((key, row),) = rows
         try:
-            return chunk.decode(bytes(rows[0][0])).arrived_ms / 1000
+            return chunk.decode(bytes(row), key).arrived_ms / 1000
         except ValueError:
             return None
 
     def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of these numbers, or all, oldest first."""
         if ids is not None:
-            rows = (self._row(_dead_key(number)) for number in sorted(set(ids)))
-            yield from (_decode(row, DeadLetter, self._subject) for row in rows if row is not None)
+            letters = (self._record(numbered(DEAD, number), DeadLetter) for number in sorted(set(ids)))
+            yield from (letter for letter in letters if letter is not None)
             return
-        last = _DEAD
+        last = DEAD
         while page := self._dead_page(last):
-            yield from (_decode(row, DeadLetter, self._subject) for _, row in page)
+            yield from (self._unseal(key, row, DeadLetter) for key, row in page)
             last = page[-1][0]
 
     def _dead_page(self, after: str) -> list[tuple[str, bytes]]:
         """Return the keys and rows of the next dead letters."""
         query = "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT 500"
-        return self._query(query, after, _DEAD + "~")
+        return self._query(query, after, DEAD + "~")
 
     def close(self) -> None:
         """Let go of the database."""
         self._db.close()
 
-    def _row(self, key: str) -> bytes | None:
-        """Return a row's value, or None."""
+    def _record(self, key: str, kind: type[_Record]) -> _Record | None:
+        """Return the record under `key`, or None."""
         rows = self._query("SELECT value FROM Cache WHERE key = ? AND raw = 1", key)
-        return bytes(rows[0][0]) if rows else None
+        return self._unseal(key, rows[0][0], kind) if rows else None
+
+    def _unseal(self, key: str, row: object, kind: type[_Record]) -> _Record:
+        """Return the record of a row."""
+        try:
+            return unseal(key, row if isinstance(row, bytes) else b"", kind)
+        except DamagedRowError as error:
+            raise QueueError(
+                "read the queue", self._subject, f"{key} is damaged: {error}", _DAMAGE_HINT
+            ) from error
 
     def _query(self, statement: str, *values: object) -> list[Any]:
         """Return the rows that a statement gives."""
@@ -368,9 +662,8 @@ class DiskReader:
         try:
             yield
         except sqlite3.Error as error:
-            raise QueueError(
-                "read the queue", self._subject, _reason(error), "is the directory readable for you?"
-            ) from error
+            hint = _DAMAGE_HINT if check.is_damage(error) else "is the directory readable for you?"
+            raise QueueError("read the queue", self._subject, _reason(error), hint) from error
 
 
 def prepare_directory(directory: Path) -> None:
@@ -384,7 +677,10 @@ def prepare_directory(directory: Path) -> None:
         # diskcache expands variables and `~` in the path that it is given.
         raise QueueError("use the queue directory", subject, "the path must be absolute and hold no `$`")
     try:
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in missing:
+            sync_directory(made.parent)
         status = directory.stat()
     except FileExistsError as error:
         raise QueueError("use the queue directory", subject, "it is not a directory") from error
@@ -409,37 +705,6 @@ def prepare_directory(directory: Path) -> None:
             "others may look into it or write there",
             f"chmod 700 {subject}",
         )
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable; without that, a power cut may take a new file away."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _dead_key(number: int) -> str:
-    """Return the key of a dead letter; zeros keep their order that of the numbers."""
-    return f"{_DEAD}{number:016d}"
-
-
-def _decode(row: bytes, kind: type[_T], subject: str) -> _T:
-    """Return what a row of ours holds.
-
-    Raises:
-        QueueError: it is not what was written.
-    """
-    try:
-        return msgspec.json.decode(row, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise QueueError(
-            "read the queue",
-            subject,
-            f"it is damaged: {error}",
-            "see the disk's health; choose another queue_dir",
-        ) from error
 
 
 def _reason(error: BaseException) -> str:

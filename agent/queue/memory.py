@@ -39,6 +39,8 @@ class MemoryQueue:
                 keys.append(key)
                 key += 1
             for settlement in change.settlements:
+                if settlement.damaged:
+                    continue  # memory does not rot: the chunk stays
                 if settlement.rest is None:
                     del self._chunks[settlement.key]
                 else:
@@ -58,7 +60,7 @@ class MemoryQueue:
         for settlement in change.settlements:
             if settlement.key not in self._chunks or settlement.key in ended:
                 raise QueueError("write the queue", "memory", f"there is no chunk {settlement.key}")
-            if settlement.rest is None:
+            if settlement.rest is None and not settlement.damaged:
                 ended.add(settlement.key)
         gone: set[int] = set()
         for number in (*change.revived, *change.purged):
@@ -85,6 +87,10 @@ class MemoryQueue:
             wanted = sorted(self._dead if ids is None else set(ids) & set(self._dead))
             letters = [self._dead[number] for number in wanted]
         yield from letters
+
+    def audit(self) -> bool:
+        """Tell that nothing had to be mended."""
+        return False
 
     def close(self) -> None:
         """Let go of everything."""

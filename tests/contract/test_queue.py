@@ -429,7 +429,7 @@ class AnySequenceOnDisk(AnySequence):
     @invariant()
     def the_size_is_that_of_the_rows(self) -> None:
         if hasattr(self, "queue"):
-            rows = sum(len(chunk.encode()) for _, chunk in chunks(self.queue))
+            rows = sum(len(chunk.encode(key)) for key, chunk in chunks(self.queue))
             assert self.queue.books().bytes == rows
 
     def teardown(self) -> None:
@@ -439,7 +439,7 @@ class AnySequenceOnDisk(AnySequence):
 
 
 _many = settings(
-    max_examples=200, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestAnySequenceInMemory = AnySequence.TestCase
 TestAnySequenceInMemory.settings = _many

@@ -19,6 +19,8 @@ from http_server import Server, answer, read_request
 from support import reader, shifted_clock
 from support.processes import PATIENCE, Line, Product, balanced, wait_until
 
+from agent.queue.disk import DiskQueue
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -167,6 +169,9 @@ def test_reading_a_queue_without_a_daemon_changes_nothing_of_it(
     product.start_daemon()
     send(product, *map(event, range(10)))
     product.stop_daemon(ending)
+    if ending == signal.SIGTERM:
+        DiskQueue(product.queue).close()  # whoever is the last one leaves no log behind
+        assert not (product.queue / "cache.db-wal").exists()
     before = contents(product.queue)
 
     read = product.run(*command, "--json")
@@ -280,7 +285,7 @@ def shifted(tmp_path: Path) -> Iterator[ShiftedProduct]:
     product.start_emulator()
     product.start_daemon()
     send(product, *map(event, range(5)))
-    wait_until(lambda: len(numbers(product)) == 5, what="the first events at the server")
+    wait_until(lambda: product.status()["ledger"]["delivered"] == 5, what="the server's first answers")
     yield product
     product.close()
 

@@ -104,6 +104,16 @@ STOP_STEPS = {
 }
 """The steps of a stop by SIGTERM."""
 
+MEND_STEPS = {
+    "damage found": Step("agent.queue.disk:mend", after=False),
+    "rescue begun": Step("agent.queue.disk:_some", after=True),
+    "all is rescued": Step("agent.queue.disk:_fill", after=True),
+    "before a file is moved": Step("pathlib:Path.rename", after=False),
+    "after a file was moved": Step("pathlib:Path.rename", after=True),
+    "queue is mended": Step("agent.queue.disk:mend", after=True),
+}
+"""The steps of a start with a damaged queue."""
+
 
 class Failpoint:
     """Tells a daemon where to die."""
@@ -126,7 +136,7 @@ def install() -> None:
     """Wrap the functions of all steps."""
     calls: dict[tuple[str, int], int] = {}
     wanted = Path(os.environ[VARIABLE])
-    steps = STEPS | START_STEPS | STOP_STEPS
+    steps = STEPS | START_STEPS | STOP_STEPS | MEND_STEPS
     for function in {step.function for step in steps.values()}:
         mine = {name: step for name, step in steps.items() if step.function == function}
         _wrap(function, lambda after, args, mine=mine: _reached(wanted, mine, calls, after=after, args=args))

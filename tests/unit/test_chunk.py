@@ -13,6 +13,7 @@ from agent import chunk
 from agent.chunk import MAX_BYTES, MAX_EVENTS, Chunk, DamagedChunkError, NewerChunkError, decode, pack
 
 line = st.binary(min_size=1, max_size=80).map(lambda text: text.replace(b"\n", b" "))
+keys = st.integers(0, 2**32 - 1)
 milliseconds = st.integers(0, 2**64 - 1)
 
 
@@ -26,19 +27,26 @@ def chunks(draw):
 # -- one row ---------------------------------------------------------------------------
 
 
-@given(chunks())
-def test_a_chunk_survives_the_way_into_a_row_and_back(written):
-    assert decode(written.encode()) == written
+@given(chunks(), keys)
+def test_a_chunk_survives_the_way_into_a_row_and_back(written, key):
+    assert decode(written.encode(key), key) == written
 
 
-@given(chunks(), st.data())
-def test_any_flipped_bit_is_noticed(written, data):
-    row = bytearray(written.encode())
+@given(chunks(), keys, keys)
+def test_a_row_that_stands_under_the_key_of_another_one_is_noticed(written, key, other):
+    if key != other:
+        with pytest.raises(DamagedChunkError):
+            decode(written.encode(key), other)
+
+
+@given(chunks(), keys, st.data())
+def test_any_flipped_bit_is_noticed(written, key, data):
+    row = bytearray(written.encode(key))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
 
     with pytest.raises(DamagedChunkError):
-        decode(bytes(row))
+        decode(bytes(row), key)
 
 
 @given(chunks(), st.data())
@@ -62,16 +70,21 @@ def test_bytes_that_were_never_a_chunk_are_refused(row):
         decode(row)
 
 
-def row(magic=b"PA", version=chunk.VERSION, codec=0, size=2, payload=b"{}"):
+def row(*, magic=b"PA", version=2, codec=0, size=2, payload=b"{}", key=0):
     """Return a row whose checksum is right, whatever else is wrong with it."""
     head = struct.pack("<2sBBIIQQ", magic, version, codec, 1, size, 0, 0)
-    return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload
+    return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head, key))) + payload
 
 
 def test_the_layout_of_a_row_stays_what_it_was():
     """Rows outlive the program that wrote them."""
-    assert decode(row()) == Chunk(b"{}", 1)
-    assert Chunk(b"{}", 1).encode() == row()
+    assert decode(row(key=7), 7) == Chunk(b"{}", 1)
+    assert Chunk(b"{}", 1).encode(7) == row(key=7)
+
+
+@given(keys)
+def test_rows_of_version_1_are_read_though_they_know_no_key(key):
+    assert decode(row(version=1), key) == Chunk(b"{}", 1)
 
 
 @pytest.mark.parametrize("version", [chunk.VERSION + 1, 255])
@@ -94,6 +107,26 @@ def test_a_row_of_a_newer_version_is_told_from_a_damaged_one(version):
 def test_a_row_that_was_written_wrong_is_refused_in_spite_of_its_checksum(wrong):
     with pytest.raises(DamagedChunkError):
         decode(row(**wrong))
+
+
+@given(chunks())
+def test_the_first_bytes_of_a_row_tell_how_many_events_it_claims_to_hold(written):
+    lines = written.lines.replace(b" ", b"_").replace(b"\n", b"__\n") + b"__"
+    row = Chunk(lines, written.count).encode(5)
+
+    assert chunk.claimed_events(row[: chunk.HEAD_BYTES]) == written.count
+
+
+@given(st.binary(max_size=100))
+def test_bytes_that_were_never_a_chunk_claim_no_events(head):
+    assert chunk.claimed_events(head) == 0
+
+
+def test_a_row_that_claims_more_events_than_fit_into_it_is_not_believed():
+    assert chunk.claimed_events(row(size=4)) == 1
+    assert chunk.claimed_events(row(size=1)) == 0
+    assert chunk.claimed_events(row(codec=9)) == 0
+    assert chunk.claimed_events(row(magic=b"XX")) == 0
 
 
 def test_lines_that_repeat_take_less_room_in_a_row():

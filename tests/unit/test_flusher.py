@@ -575,6 +575,18 @@ def test_all_poison_is_found(make: Callable[..., Desk]) -> None:
     assert desk.pending == []
 
 
+def test_any_amount_of_poison_is_no_block_while_others_pass(make: Callable[..., Desk]) -> None:
+    desk = make()
+    everything = fill(desk, 400)
+    server = Polar(poison=set(everything[::8]), status=400)
+    states = set()
+
+    desk.run(lambda request: states.add(desk.flusher.delivery.state) or server(request))
+
+    assert len(desk.dead) == 50
+    assert states == {"sending"}
+
+
 @pytest.mark.parametrize("status", [500, 400, 422])
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_poison_is_isolated_with_nothing_else_in_the_queue(

@@ -1,0 +1,341 @@
+"""Whether a queue is what was written: quickly before it is opened (`probe`), or all of it (`inspect`).
+
+Nothing is written. SQLite checks what it needs as it goes, and no more; so a small
+database is looked through before it is opened, and of a large one that much which is
+needed to begin with. What is found later is dealt with when it is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from agent import chunk
+from agent.queue import Books, Chunk, DeadLetter, wal
+from agent.queue.raw import RawFile
+from agent.queue.rows import BOOKS, DAMAGED, DEAD, FORMAT, META, DamagedRowError, Meta, number_of, unseal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DATABASE, LOG, INDEX = "cache.db", "cache.db-wal", "cache.db-shm"
+KEPT = "cache.db-shm.kept"
+"""What the index said before SQLite opened the database; there until that was found whole, or was mended."""
+
+_SMALL_BYTES = 16 << 20
+_EMPTY_PAGES = 4  # a database that was not made to its end: the table of rows begins behind them
+_MOST_PROBLEMS = 20
+_BUSY_SECONDS = 5.0
+_ODD = (
+    "raw IS NOT 1 OR mode IS NOT 1 OR expire_time IS NOT NULL OR filename IS NOT NULL"
+    " OR typeof(value) <> 'blob'"
+)
+
+# What SQLite says of a disk that is full, away, read-only or busy, and of our own mistakes.
+_NO_DAMAGE = {
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_MISUSE,
+    sqlite3.SQLITE_NOLFS,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+_DAMAGED_AFTER_ALL = {
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE,  # we never give a row a key that is taken
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+}
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Tell whether an error of SQLite means that the database is not what was written."""
+    while error is not None:
+        if isinstance(error, sqlite3.Error) and _tells_of_damage(error):
+            return True
+        # When a rollback fails in its turn, the first error stands behind that one.
+        error = error.__context__
+    return False
+
+
+def _tells_of_damage(error: sqlite3.Error) -> bool:
+    """Tell the same of one error alone."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return "decode" in str(error)  # a text that is none; this one comes from Python itself
+    if code == sqlite3.SQLITE_ERROR and "transaction" in str(error):
+        return False  # there is none to be rolled back: SQLite did so by itself
+    return code in _DAMAGED_AFTER_ALL or code & 0xFF not in _NO_DAMAGE
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is in a queue, and what is wrong with it.
+
+    Attributes:
+        meta: its format and destination.
+        books: the ledger.
+        chunks: rows that hold pending events as they were written.
+        events: the events in them.
+        dead: dead letters that are what was written.
+        set_aside: damaged chunks that were taken out of the way and counted.
+        problems: for people; empty when all is well.
+    """
+
+    meta: Meta = field(default_factory=Meta)
+    books: Books = field(default_factory=Books)
+    chunks: int = 0
+    events: int = 0
+    dead: int = 0
+    set_aside: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def wrong(self, problem: str) -> None:
+        """Note a problem, if there are not too many already."""
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(problem)
+
+
+def glance(directory: Path) -> wal.Glance:
+    """Look at the log of a queue, before SQLite opens it and makes its index anew."""
+    kept = directory / KEPT
+    return wal.glance(directory / LOG, directory / INDEX if wal.head(kept) is None else kept)
+
+
+def keep_index(directory: Path) -> None:
+    """Keep what the index says, until `forget_index`, for a start after one that breaks off."""
+    kept = directory / KEPT
+    head = wal.head(directory / INDEX)
+    if head is not None and wal.head(kept) is None:
+        kept.touch(mode=0o600)
+        kept.write_bytes(head)
+
+
+def forget_index(directory: Path) -> None:
+    """End of `keep_index`: the database is whole."""
+    (directory / KEPT).unlink(missing_ok=True)
+
+
+def probe(directory: Path, seen: wal.Glance) -> str | None:
+    """Tell what is wrong with a queue, as far as that can be seen quickly; None when nothing is.
+
+    To be asked while nobody has it open.
+
+    Args:
+        directory: where it lies.
+        seen: what a glance at its log told just now.
+    """
+    if not (directory / DATABASE).exists():
+        return f"{DATABASE} is missing" if seen.last or seen.frames else None
+    problem = _wrong_header(directory / DATABASE)
+    if problem is not None:
+        return problem
+    try:
+        with contextlib.closing(connect(directory)) as db:
+            problem = _wrong_rows(db) or _cut_short(directory, db, seen)
+            if seen.lost(taken := _taken(directory)):
+                problem = f"{LOG} is damaged behind frame {taken}"
+    except sqlite3.Error as error:
+        return f"{DATABASE}: {error}" if is_damage(error) else None
+    return problem
+
+
+def inspect(directory: Path) -> Findings:
+    """Read all of a queue, which may be in use, and check it."""
+    rested = not (directory / LOG).exists()
+    findings = _inspect(directory)
+    if findings.problems and rested and (directory / LOG).exists():
+        return _inspect(directory)  # a daemon has begun to write meanwhile
+    return findings
+
+
+def _inspect(directory: Path) -> Findings:
+    """Read all of a queue as it is now."""
+    findings = Findings()
+    header = _wrong_header(directory / DATABASE)
+    if header is not None:
+        findings.wrong(header)
+    # In use, the log may begin anew between two looks at it.
+    if all(_log_is_cut(directory) for _ in range(3)):
+        findings.wrong(f"{LOG} is damaged: SQLite does not see all that was committed")
+    try:
+        with contextlib.closing(connect(directory)) as db:
+            db.execute("BEGIN")  # one state of everything
+            _inspect_rows(db, findings)
+            for (told,) in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
+                if told != "ok":
+                    findings.wrong(f"SQLite: {told}")
+    except sqlite3.Error as error:
+        findings.wrong(f"SQLite: {error}")
+    books = findings.books
+    if books.pending != findings.events:
+        findings.wrong(f"the books have {books.pending} events pending, {findings.events} are there")
+    if books.dead != findings.dead:
+        findings.wrong(f"the books have {books.dead} dead letters, {findings.dead} are there")
+    return findings
+
+
+def miscounted(directory: Path, books: Books) -> str | None:
+    """Tell in what the rows do not make up the books; None when they do.
+
+    Raises:
+        sqlite3.Error: they cannot be read.
+    """
+    with contextlib.closing(connect(directory)) as db:
+        return _wrong_sum(db, books)
+
+
+def claims(directory: Path) -> dict[int, int]:
+    """Return how many events each chunk says it holds, by keys, found without the index.
+
+    Raises:
+        sqlite3.Error: they cannot be read.
+    """
+    with contextlib.closing(connect(directory)) as db:
+        return dict(_claims(db))
+
+
+def stored_chunks(directory: Path) -> Iterator[Chunk]:
+    """Yield the chunks of a queue without damage, which may be in use, in order.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+        DamagedChunkError: there is damage.
+    """
+    with contextlib.closing(connect(directory)) as db:
+        for key, row in db.execute("SELECT key, value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key"):
+            yield chunk.decode(row, key)
+
+
+def connect(directory: Path) -> sqlite3.Connection:
+    """Open a queue's database for reading; nothing is written but SQLite's index of the log."""
+    return sqlite3.connect(
+        f"file:{quote(str(directory / DATABASE))}?mode=ro",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+    )
+
+
+def _wrong_header(database: Path) -> str | None:
+    """Tell what is wrong with the first bytes of a database; each queue's are the same in these places."""
+    with contextlib.closing(RawFile(database)) as file:
+        header, size = file.read(0, 100), file.size
+    if size == 0:
+        return f"{DATABASE} is empty"
+    told = int.from_bytes(header[16:18], "big")
+    same = (
+        header[:16] == b"SQLite format 3\0"
+        and wal.is_page_size(65536 if told == 1 else told)
+        and header[18:24] == b"\x02\x02\x00\x40\x20\x20"  # with a log, no room left over, fixed shares
+        and header[44:48] == b"\0\0\0\4"
+        and header[56:60] == b"\0\0\0\1"  # UTF-8
+    )
+    return None if same else f"the header of {DATABASE} is damaged"
+
+
+def _wrong_rows(db: sqlite3.Connection) -> str | None:
+    """Tell what is wrong with the rows: those that opening needs, and all of them when they are few."""
+    ((pages,),) = db.execute("PRAGMA page_count")
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    if not tables and pages <= _EMPTY_PAGES:
+        return None
+    records = dict(db.execute("SELECT key, value FROM Cache WHERE key IN (?, ?) AND raw = 1", (META, BOOKS)))
+    try:
+        if META in records and unseal(META, records[META], Meta).format > FORMAT:
+            return None  # not for us to judge
+        books = unseal(BOOKS, records[BOOKS], Books) if BOOKS in records else Books()
+    except DamagedRowError as error:
+        return f"the books or the format cannot be read: {error}"
+    others = db.execute("SELECT 1 FROM Cache WHERE key NOT IN (?, ?) LIMIT 1", (META, BOOKS)).fetchall()
+    if (others and BOOKS not in records) or ((others or records) and META not in records):
+        return "the books or the format are missing"
+    ((page_size,),) = db.execute("PRAGMA page_size")
+    if pages * page_size > _SMALL_BYTES:
+        return None
+    ((told,),) = db.execute("PRAGMA integrity_check(1)")
+    return _wrong_sum(db, books) if told == "ok" else f"SQLite: {told}"
+
+
+def _wrong_sum(db: sqlite3.Connection, books: Books) -> str | None:
+    """Tell in what the rows do not make up the books."""
+    ((odd,),) = db.execute(f"SELECT count(*) FROM Cache WHERE {_ODD}")  # noqa: S608  # all of it ours
+    if odd:
+        return f"{odd} rows are not as they were written"
+    there = sum(count for _, count in _claims(db))
+    if there != books.pending:
+        return f"the books have {books.pending} events pending, {there} are there"
+    ((dead,),) = db.execute("SELECT count(*) FROM Cache WHERE key GLOB ?", (DEAD + "*",))
+    return None if dead == books.dead else f"the books have {books.dead} dead letters, {dead} are there"
+
+
+def _claims(db: sqlite3.Connection) -> Iterator[tuple[int, int]]:
+    """Yield the keys of all chunks, and how many events each says it holds."""
+    query = "SELECT key, substr(value, 1, ?) FROM Cache NOT INDEXED WHERE typeof(key) = 'integer'"
+    for key, head in db.execute(query, (chunk.HEAD_BYTES,)):
+        yield key, chunk.claimed_events(head if isinstance(head, bytes) else b"")
+
+
+def _cut_short(directory: Path, db: sqlite3.Connection, seen: wal.Glance) -> str | None:
+    """Tell that pages are missing at the end of the file, which the log does not have either."""
+    ((pages,),), ((page_size,),) = db.execute("PRAGMA page_count"), db.execute("PRAGMA page_size")
+    there = (directory / DATABASE).stat().st_size // page_size
+    missing = sum(number not in seen.pages for number in range(there + 1, pages + 1))
+    return f"{missing} pages are missing at the end of {DATABASE}" if missing else None
+
+
+def _taken(directory: Path) -> int:
+    """Tell how many frames of the log SQLite took; to be asked while the database is open."""
+    return wal.taken(directory / INDEX) if (directory / LOG).exists() else 0
+
+
+def _log_is_cut(directory: Path) -> bool:
+    """Tell whether SQLite does not take all of the log that was committed."""
+    seen = glance(directory)
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(directory)) as db:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        return seen.lost(_taken(directory))
+    return False
+
+
+def _inspect_rows(db: sqlite3.Connection, findings: Findings) -> None:
+    """Read every row, note what is there and what is not as it was written."""
+    for key, odd, row in db.execute(f"SELECT key, {_ODD}, value FROM Cache NOT INDEXED"):  # noqa: S608  # ours
+        try:
+            _inspect_row(key, None if odd else row, findings)
+        except (chunk.DamagedChunkError, chunk.NewerChunkError, DamagedRowError) as error:
+            what = f"chunk {key}" if isinstance(key, int) else f"row {key!r}"
+            findings.wrong(f"{what}: {error}")
+
+
+def _inspect_row(key: object, row: bytes | None, findings: Findings) -> None:
+    """Read one row; None stands for one that is not as diskcache writes it."""
+    if row is None:
+        raise DamagedRowError("not as it was written")
+    if isinstance(key, int):
+        findings.events += chunk.decode(row, key).count
+        findings.chunks += 1
+    elif key == BOOKS:
+        findings.books = unseal(BOOKS, row, Books)
+    elif key == META:
+        findings.meta = unseal(META, row, Meta)
+    elif isinstance(key, str) and number_of(DEAD, key) is not None:
+        if unseal(key, row, DeadLetter).id != number_of(DEAD, key):
+            raise DamagedRowError("it has the number of another one")
+        findings.dead += 1
+    elif isinstance(key, str) and number_of(DAMAGED, key) is not None:
+        findings.set_aside += 1
+    else:
+        raise DamagedRowError("nobody wrote it")
