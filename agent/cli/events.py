@@ -36,9 +36,9 @@ EPILOG = """\
 examples:
   agent events list --since 1h --name ai_usage
   agent events list --external-customer-id cus_1 --metadata model=gpt-5 --all --json
-  agent events list --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z --sort=timestamp
+  agent events list --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z --sort timestamp
   agent events get 3745d601-f7f0-4a79-842c-11bff727a5b9
-  agent events names --sort=-occurrences
+  agent events names --sort -occurrences
 
 The token needs the scope events:read (or events:write). Each page is one request of the
 limit that is shared with all your other calls to Polar.
@@ -57,9 +57,23 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604_800}
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)([Zz]|[+-]\d\d:\d\d)?")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes `--sort -timestamp`, too: argparse alone would see two options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words of an action."""
+        words: list[str] = []
+        for word in args or ():
+            if words and words[-1] == "--sort" and word.startswith("-"):
+                words[-1] = f"--sort={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three actions and their options."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
     raw = argparse.RawDescriptionHelpFormatter
 
     get = actions.add_parser(
@@ -323,7 +337,7 @@ def _sort(parser: argparse.ArgumentParser, keys: Sequence[str]) -> None:
         action="append",
         default=[],
         choices=[f"{sign}{key}" for key in keys for sign in ("", "-")],
-        help=f"order by {', '.join(keys)}; --sort=-{keys[-1]} (with the =) turns it around",
+        help=f"order by {', '.join(keys)}; -{keys[-1]} turns it around",
     )
 
 

@@ -175,6 +175,12 @@ class TestList:
             ]
         )
 
+    @pytest.mark.parametrize("words", [["--sort", "-timestamp"], ["--sort=-timestamp"]])
+    def test_a_descending_order_may_be_written_with_a_blank_or_an_equals_sign(self, server, agent, words):
+        code, _, _ = agent("list", *words, "--limit", "2")
+        assert code == 0
+        assert ("sorting", "-timestamp") in server.requests[0].parameters
+
     @pytest.mark.parametrize(
         ("words", "ago"),
         [("30m", timedelta(minutes=30)), ("1h", timedelta(hours=1)), ("2d", timedelta(days=2))],
