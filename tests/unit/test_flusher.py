@@ -1295,7 +1295,7 @@ def test_the_next_start_sends_what_was_left(make: Callable[..., Desk], live: Des
     live.flusher.stop()
     live.writer.stop()
     again = make(clock=FakeClock(wall=live.clock.wall() + 60))
-    again.flusher._store = again.queue = live.queue
+    again.flusher._store = again.flusher._intake._store = again.queue = live.queue
     again.writer._queue = live.queue
 
     server = Polar()

@@ -1,0 +1,406 @@
+"""The thread that decides what is sent and carries out what the answers mean."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from agent.answer import Answer, NoAnswer
+from agent.batch import Batch
+from agent.errors import QueueError
+from agent.flusher.delivery import Delivery, state_of
+from agent.flusher.held import Held, due_of
+from agent.flusher.intake import Intake, Options
+from agent.flusher.letters import dead_letters
+from agent.flusher.senders import Sender, Senders
+from agent.flusher.suspicion import Evidence, Fate, Suspects
+from agent.logs import get
+from agent.pace import Pace, retry_after
+from agent.verdict import Action, Fault, Verdict, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent.chunk import Chunk
+    from agent.clock import Clock
+    from agent.flusher.senders import Result
+    from agent.queue import Queue
+    from agent.server_clock import ServerClock
+    from agent.writer import Writer
+
+_LONE_SECONDS = 1.0
+_TOKEN_CHECK_SECONDS = 2.0
+_SETTLE_SECONDS = 1.0
+_EMPTY = b'{"events":[]}'
+
+
+class Flusher:
+    """Delivers the queue.
+
+    Args:
+        store: where chunks are read.
+        writer: where settlements go.
+        connect: makes the sender; called once, by the flusher's thread, before the first request.
+        clock: for waiting.
+        server_clock: learns from every answer.
+        pace: how fast.
+        options: the settings.
+        token: returns the token, to see that it changed.
+    """
+
+    def __init__(
+        self,
+        store: Queue,
+        writer: Writer,
+        connect: Callable[[], Sender],
+        *,
+        clock: Clock,
+        server_clock: ServerClock,
+        pace: Pace,
+        options: Options,
+        token: Callable[[], str | None],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._server_clock = server_clock
+        self._pace = pace
+        self._options = options
+        self._token = token
+        self._log = get("flusher")
+        self._wake = threading.Event()
+        self._senders = Senders(connect, clock, self._wake)
+        self._held = Held()
+        self._intake = Intake(
+            store, writer, self._held, clock=clock, server_clock=server_clock, options=options
+        )
+        self._again: deque[Batch] = deque()  # to be sent before anything new, in order
+        self._suspects = Suspects()
+        self._evidence = Evidence()
+        self._searched = 0  # how many events were pending when the queue was looked through
+        self._token_seen: str | None = None
+        self._unnoticed = 0  # events committed since the last look
+        self._enough: float = 1  # how many of them are worth another look
+        self._urgent = 0  # how many wait for the queue to drain
+        self._stopping = False
+        self._trouble: str | None = None
+        self._last_success: float | None = None
+        self.delivery = Delivery()
+        self.beat = clock.monotonic()
+        self._thread = threading.Thread(target=self._run, name="flusher")
+
+    # -- from other threads ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    def notify(self, events: int) -> None:
+        """Learn that events were added; wakes the thread only when there is enough for a batch."""
+        self._unnoticed += events
+        if self._unnoticed >= self._enough:
+            self._wake.set()
+
+    def offer(self, keys: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Get chunks that were just written, so that they need not be read."""
+        self._intake.offer(keys, chunks)
+
+    def hurry(self) -> None:
+        """Deliver everything without waiting for full batches, until `relax`."""
+        self._urgent += 1
+        self._wake.set()
+
+    def relax(self) -> None:
+        """End of `hurry`."""
+        self._urgent -= 1
+
+    def stop(self) -> None:
+        """End, and break off running requests; what they carried stays in the queue."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    # -- the thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Step until told to stop."""
+        while not self._stopping:
+            wait = self.step()
+            if wait != 0:
+                self._clock.wait(self._wake, wait)
+            self._wake.clear()
+        self._senders.close()
+        self._take_results()
+
+    def step(self) -> float | None:
+        """Do what can be done now; return the seconds until there may be more, None for until woken."""
+        now = self.beat = self._clock.monotonic()
+        self._unnoticed = 0
+        self._enough = math.inf
+        self._take_results()
+        self._look_at_token()
+        wait = self._dispatch(now)
+        self._show(now)
+        # What was committed since the queue was read had no one to wake.
+        return 0.0 if self._unnoticed >= self._enough else wait
+
+    def _dispatch(self, now: float) -> float | None:
+        """Send what may be sent; return the seconds until the next look."""
+        while True:
+            in_flight = self._senders.in_flight
+            if in_flight >= (1 if self._pace.probing else self._options.max_in_flight):
+                return None  # an answer wakes us
+            pause = self._pace.wait(now)
+            if pause > 0:
+                if not self._anything_waits():
+                    self._enough = 1
+                    return self._held.wait(self._server_clock.now())
+                return min(pause, _TOKEN_CHECK_SECONDS) if self._pace.held else pause
+            batch, wait = self._next_batch(now)
+            if batch is None:
+                return wait if wait is not None or in_flight else self._search()
+            self._send(batch, now)
+
+    def _search(self) -> float | None:
+        """See that nothing is pending when nothing is left to do; return the seconds until the next look.
+
+        Damage can hide chunks: the queue is looked through, mended if need be, and read once more.
+        """
+        settling = self._writer.settling
+        pending = self._store.books().pending
+        if settling and pending:
+            return _SETTLE_SECONDS
+        if not pending or pending == self._searched or self._intake.waits:
+            return None
+        self._searched = pending
+        self._intake.rewind()
+        try:
+            self._store.audit()
+        except QueueError as error:
+            self._log.error("events are pending and cannot be found", reason=error.reason, hint=error.hint)
+        return 0.0
+
+    def _anything_waits(self) -> bool:
+        """Tell whether there is something that could be sent now but for the pace."""
+        return bool(self._again or self._suspects or self._intake.waits)
+
+    def _next_batch(self, now: float) -> tuple[Batch | None, float | None]:
+        """Choose what goes next; None with the seconds until there is something."""
+        self._release_held()
+        if self._again:
+            return self._again.popleft(), None
+        due = self._suspects.due(now)
+        if due and (self._suspects.many or not self._intake.waits):
+            return self._suspects.pop(), None
+        # When requests are what is scarce, each goes out full.
+        fresh = self._intake.take(urgent=self._urgent > 0, fill=self._pace.scarce)
+        if isinstance(fresh, Batch):
+            return fresh, None
+        self._enough = fresh.events
+        if due:
+            return self._suspects.pop(), None
+        waits = (fresh.seconds, self._held.wait(self._server_clock.now()), self._suspects.wait(now))
+        return None, min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _release_held(self) -> None:
+        """Take up what has become due; what is more than a batch can wait where it is."""
+        now = self._server_clock.now()
+        while self._held.due(now) and not self._intake.full:
+            item = self._held.pop()
+            if isinstance(item, Batch):
+                self._again.append(item)
+            else:
+                self._intake.read_chunk(item)
+
+    # -- requests ----------------------------------------------------------------------
+
+    def _send(self, batch: Batch | None, now: float) -> None:
+        """Hand a request to a sender thread."""
+        body = _EMPTY
+        if batch is not None:
+            body = batch.body()
+            batch.attempts += 1
+            batch.first_attempt = batch.first_attempt or self._clock.wall()
+        self._pace.take(now)
+        self._evidence.sent += 1
+        self._senders.send(self._evidence.sent, batch, body)
+
+    def _look_at_token(self) -> None:
+        """Try at once when the token was changed while nothing could be sent without one."""
+        if self._pace.held:
+            token = self._token()
+            if token != self._token_seen:
+                self._token_seen = token
+                self._pace.retry_now()
+
+    # -- answers -----------------------------------------------------------------------
+
+    def _take_results(self) -> None:
+        """Deal with the answers that are there."""
+        for result in self._senders.results():
+            if isinstance(result.outcome, Answer) and result.outcome.server_time is not None:
+                self._server_clock.learn(result.outcome.server_time, result.sent_at, result.answered_at)
+            if self._stopping and isinstance(result.outcome, NoAnswer):
+                continue  # broken off; its events stay in the queue
+            if result.batch is None:
+                self._probed(result)
+            else:
+                self._carry_out(result, result.batch)
+
+    def _carry_out(self, result: Result, batch: Batch) -> None:  # noqa: C901  # a table
+        """Do what the verdict on a batch says."""
+        outcome = result.outcome
+        verdict = judge(outcome, batch.events)
+        now = self._clock.monotonic()
+        asked = 0.0
+        if isinstance(outcome, Answer):
+            asked = retry_after(outcome.retry_after, self._server_clock.now())
+        match verdict.action:
+            case Action.SETTLE:
+                self._settle(result.number, batch, verdict.delivered, verdict.duplicates)
+            case Action.RESEND if not batch.resent:
+                batch.resent = True
+                self._again.appendleft(batch)
+            case Action.RESEND:
+                self._log.error("the server's sums stay wrong: settled all the same", reason=verdict.reason)
+                duplicates = min(verdict.duplicates, batch.events)
+                self._settle(result.number, batch, batch.events - duplicates, duplicates)
+            case Action.SIFT:
+                self._sift(batch, verdict)
+            case Action.SPLIT:
+                self._refused(batch, verdict, now)
+            case Action.RETRY if verdict.suspect:
+                self._suspect(batch, verdict, now, asked)
+            case Action.RETRY:
+                self._again.appendleft(batch)
+                self._in_trouble(verdict, self._pace.failed(now, asked))
+            case Action.THROTTLE:
+                self._again.appendleft(batch)
+                self._in_trouble(verdict, self._pace.too_fast(now, asked))
+            case Action.HOLD:
+                self._again.appendleft(batch)
+                self._hold(verdict, now)
+
+    def _hold(self, verdict: Verdict, now: float) -> None:
+        """Send nothing until somebody mends it, but for a look now and then."""
+        self._token_seen = self._token()
+        self._in_trouble(verdict, self._pace.hold(now))
+
+    def _settle(self, number: int, batch: Batch, delivered: int, duplicates: int) -> None:
+        """All of a batch is at Polar."""
+        self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates))
+        if self._trouble is not None:
+            self._log.info("delivery works again")
+        self._trouble = None
+        self._last_success = self._clock.wall()
+        self._pace.succeeded()
+        self._evidence.took(number, batch)
+
+    def _in_trouble(self, verdict: Verdict, wait: float) -> None:
+        """Note what is wrong; one line in the log when it changes."""
+        trouble = f"{verdict.reason}; {verdict.hint}" if verdict.hint else verdict.reason
+        if trouble != self._trouble:
+            self._trouble = trouble
+            tell = self._log.error if verdict.action is Action.HOLD else self._log.warning
+            tell(
+                "nothing is delivered: events stay in the queue",
+                reason=verdict.reason,
+                hint=verdict.hint,
+                next_attempt_in_seconds=round(wait, 1),
+            )
+
+    def _sift(self, batch: Batch, verdict: Verdict) -> None:
+        """Bury or hold the named events; send the rest again."""
+        faults = verdict.faults
+        early = {index: fault for index, fault in faults.items() if fault.future}
+        dead = [index for index in sorted(faults) if index not in early]
+        if dead:
+            self._bury(batch.choose(dead), [faults[index] for index in dead], verdict.status)
+        for index in early:
+            due = due_of(batch.line(index), self._server_clock.now())
+            self._held.add(due, batch.choose([index], f".{index}"))
+        rest = [index for index in range(batch.events) if index not in faults]
+        if rest:
+            self._again.appendleft(batch.choose(rest, "s"))
+        # The server works; whether it takes our events, the rest will tell.
+        self._pace.succeeded()
+
+    def _refused(self, batch: Batch, verdict: Verdict, now: float) -> None:
+        """The server works and does not want the batch; halve it until the bad event is alone."""
+        match self._evidence.after_refusal(batch, verdict.status):
+            case Fate.HALVE:
+                self._again.extendleft(reversed(batch.halves()))
+            case Fate.BURY:
+                self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+            case Fate.ASIDE:
+                self._put_aside(batch, now, _LONE_SECONDS)
+            case Fate.WAIT:
+                wait = self._pace.backoff_max / 4
+                self._in_trouble(verdict, wait)
+                self._put_aside(batch, now, wait)
+        if self._evidence.all_refused:
+            reason = f"{verdict.reason}, whatever we send"
+            self._hold(Verdict(Action.HOLD, reason, "see what stands between us and Polar"), now)
+
+    def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float) -> None:
+        """The server failed: either it is in trouble, or this batch breaks it."""
+        match self._evidence.after_failure(batch):
+            case Fate.HALVE:
+                self._again.extendleft(reversed(batch.halves()))
+            case Fate.BURY:
+                self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+            case _:
+                wait = self._pace.failed(now, asked)
+                self._in_trouble(verdict, wait)
+                self._put_aside(batch, now, wait)
+
+    def _put_aside(self, batch: Batch, now: float, wait: float) -> None:
+        """Let others go before a batch that failed without a reason."""
+        self._suspects.add(now + wait, batch)
+        others = self._again or (self._intake.waits and not self._suspects.many)
+        if self._evidence.doubted(batch) and not others:
+            # Nothing else could show that the server works: ask it about nothing.
+            self._send(None, now)
+
+    def _probed(self, result: Result) -> None:
+        """An empty batch came back: if the server took it, it works, and the suspects are to blame."""
+        outcome = result.outcome
+        took = isinstance(outcome, Answer) and judge(outcome, 0).action is Action.SETTLE
+        self._evidence.probed(result.number, took=took)
+        if took:
+            self._again.extend(self._suspects.halves())
+
+    def _bury(self, batch: Batch, faults: list[Fault], status: int) -> None:
+        """Make dead letters of a whole batch."""
+        letters = dead_letters(batch, faults, status, self._clock.wall())
+        self._writer.settle(batch.settlements(dead=letters))
+        self._log.warning(
+            "events became dead letters",
+            count=len(letters),
+            status=status,
+            batch=batch.id,
+            reason=faults[0].reason,
+            hint="see `agent dead list`",
+        )
+
+    # -- status ------------------------------------------------------------------------
+
+    def _show(self, now: float) -> None:
+        """Publish how delivery stands."""
+        state = state_of(self._pace, self._senders.in_flight)
+        waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
+        self.delivery = Delivery(
+            state,
+            self._trouble,
+            self._last_success,
+            self._pace.wait(now) if waits else None,
+            len(self._held),
+            self._evidence.sent,
+        )
