@@ -4,12 +4,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
+from msgspec import UNSET, UnsetType
+from pydantic import ValidationError
 
 from agent.emulator.answers import from_micros
 from agent.emulator.faults import Faults
 from agent.emulator.state import Emulator, State
+from agent.schema import errors_of
 
 router = APIRouter(prefix="/_emulator")
 
@@ -24,8 +29,12 @@ def stored_events(emulator: State) -> Response:
 
 
 @router.put("/faults")
-def set_faults(emulator: State, faults: Faults) -> Faults:
-    """Put these faults in force, in place of those before."""
+async def set_faults(emulator: State, request: Request) -> Faults:
+    """Put these faults in force, in place of those before; whatever the content type, the body is JSON."""
+    try:
+        faults = Faults.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError(errors_of(error)) from error
     emulator.set_faults(faults)
     return faults
 
@@ -63,5 +72,22 @@ def _lines(emulator: Emulator) -> Iterator[str]:
 
 def _line(external_id: str | None, received_at: int, text: str) -> str:
     # Of equal keys the last counts, so these stand behind what was sent.
-    added = json.dumps({"external_id": external_id, "received_at": from_micros(received_at)})
-    return f"{text.rstrip().removesuffix('}')},{added[1:]}\n"
+    added = {"external_id": external_id, "received_at": from_micros(received_at)}
+    if _sent_id(text) == external_id:
+        del added["external_id"]
+    return f"{text.rstrip().removesuffix('}')},{json.dumps(added)[1:]}\n"
+
+
+class _Sent(msgspec.Struct):
+    external_id: str | UnsetType | None = UNSET
+
+
+_SENT = msgspec.json.Decoder(_Sent)
+
+
+def _sent_id(text: str) -> str | UnsetType | None:
+    """Return the `external_id` that stands in what was sent, as far as that is easily told."""
+    try:
+        return _SENT.decode(text).external_id
+    except msgspec.DecodeError:
+        return UNSET

@@ -426,6 +426,13 @@ def test_unknown_faults_are_refused(server):
         assert server.http.put("/_emulator/faults", json=faults).status_code == 422
 
 
+def test_faults_are_taken_whatever_the_content_type(server):
+    """As scripts send them."""
+    answer = server.http.put("/_emulator/faults", content=b'{"status": 503}', headers={"Content-Type": "x/y"})
+    assert answer.status_code == 200
+    assert server.ingest(event()).status_code == 503
+
+
 def test_a_share_of_ingest_requests_gets_the_status(server):
     """With Retry-After; nothing of them is stored, and reading goes on."""
     server.faults(status=503, share=0.5, retry_after="5")
@@ -554,6 +561,8 @@ def test_stored_events_are_told_in_order_as_they_came(server):
         "2026-11-23T12:00:00Z",
     )
     assert (second["name"], second["external_id"]) == ("b", "x")
+    for line in text.splitlines():
+        assert line.count('"external_id"') == 1
 
 
 def test_stored_events_with_more_than_json_in_them_are_told_too(server):
