@@ -49,3 +49,8 @@ class QueueLockedError(QueueError):
 
 class DaemonError(AgentError):
     """The running daemon cannot be reached, or answered that it failed."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an exception that is not ours, for people."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

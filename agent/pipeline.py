@@ -12,7 +12,8 @@ from agent.event import Checker
 from agent.flusher import Flusher, Options, Sender
 from agent.lock import QueueLock
 from agent.pace import Pace
-from agent.queue.disk import DiskQueue, prepare_directory
+from agent.queue.directory import prepare_directory
+from agent.queue.disk import DiskQueue
 from agent.server_clock import ServerClock
 from agent.token import TokenSource
 from agent.writer import Limits, Writer

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _letters(settings: Settings, ids: list[int] | None = None) -> Iterator[DeadLetter]:
     """Yield the dead letters that are kept."""
-    from agent.queue.disk import DiskReader
+    from agent.queue.reader import DiskReader
 
     if not (settings.queue_dir / "cache.db").exists():
         return

@@ -44,7 +44,7 @@ def _lost(document: dict[str, Any]) -> int:
     from pathlib import Path
 
     from agent.errors import QueueError
-    from agent.queue.disk import DiskReader
+    from agent.queue.reader import DiskReader
 
     if not document["ledger"]["dropped"]:
         return 0
@@ -70,7 +70,7 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
     from agent.flusher import Delivery
     from agent.lock import holder
     from agent.queue import Books
-    from agent.queue.disk import DiskReader
+    from agent.queue.reader import DiskReader
     from agent.stats import Snapshot
 
     books, oldest = Books(), None

@@ -33,8 +33,9 @@ from support.failpoints import MEND_STEPS, Nursery
 from support.processes import Product, balanced
 from support.trials import Victim
 
-from agent.queue import disk
-from agent.queue.disk import DiskQueue, DiskReader
+from agent.queue import store
+from agent.queue.disk import DiskQueue
+from agent.queue.reader import DiskReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tr
 
 def _unsynced(patch: pytest.MonkeyPatch) -> None:
     """Leave syncing out, which takes most of the time and is held by other tests."""
-    patch.setitem(disk._SETTINGS, "sqlite_synchronous", 0)
+    patch.setitem(store.SETTINGS, "sqlite_synchronous", 0)
     patch.setattr(os, "fsync", lambda _: None)
 
 

@@ -30,7 +30,8 @@ from agent.chunk import DamagedChunkError, NewerChunkError
 from agent.errors import QueueError, QueueLockedError, UsageError
 from agent.lock import QueueLock, holder
 from agent.queue import Books, Change, Chunk
-from agent.queue.disk import FORMAT, DiskQueue, DiskReader
+from agent.queue.disk import FORMAT, DiskQueue
+from agent.queue.reader import DiskReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

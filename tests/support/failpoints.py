@@ -105,12 +105,12 @@ STOP_STEPS = {
 """The steps of a stop by SIGTERM."""
 
 MEND_STEPS = {
-    "damage found": Step("agent.queue.disk:mend", after=False),
-    "rescue begun": Step("agent.queue.disk:_some", after=True),
-    "all is rescued": Step("agent.queue.disk:_fill", after=True),
+    "damage found": Step("agent.queue.losses:mend", after=False),
+    "rescue begun": Step("agent.queue.store:_some", after=True),
+    "all is rescued": Step("agent.queue.losses:fill", after=True),
     "before a file is moved": Step("pathlib:Path.rename", after=False),
     "after a file was moved": Step("pathlib:Path.rename", after=True),
-    "queue is mended": Step("agent.queue.disk:mend", after=True),
+    "queue is mended": Step("agent.queue.losses:mend", after=True),
 }
 """The steps of a start with a damaged queue."""
 

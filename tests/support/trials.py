@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.daemon import call
-from agent.queue.disk import DiskReader
+from agent.queue.reader import DiskReader
 from support.failpoints import VARIABLE, Failpoint
 from support.processes import PATIENCE, Product, balanced, wait_until
 
