@@ -39,6 +39,25 @@ class UsageError(AgentError):
     exit_code = 2
 
 
+class SettingsError(UsageError):
+    """Something is wrong with the settings.
+
+    Args:
+        problems: each one's subject, reason and hint.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        subject: str,
+        reason: str,
+        hint: str = "",
+        problems: tuple[tuple[str, str, str], ...] = (),
+    ) -> None:
+        super().__init__(operation, subject, reason, hint)
+        self.problems = problems
+
+
 class QueueError(AgentError):
     """The queue on disk cannot be opened, read or written."""
 

@@ -1,7 +1,7 @@
 """The settings: what they are, where they come from, and what is wrong with them.
 
 The only importer of `pydantic_settings`. `load` promises one of two things: settings in
-which every value was checked, or one `UsageError` that tells every problem at once, each
+which every value was checked, or one `SettingsError` that tells every problem at once, each
 with the setting, where it stands, its value (never that of the token) and what to do.
 
 Precedence, highest first: command line, `POLAR_AGENT_…`, Polar's own variables
@@ -24,9 +24,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationE
 from agent import config_sources, places
 from agent import settings_values as read
 from agent.config_sources import Layer, Problem
-from agent.errors import UsageError
+from agent.errors import SettingsError
 from agent.lean import deferred
-from agent.redact import redact
+from agent.redact import HIDDEN, redact
 from agent.units import GIB, KIB, MIB, Invalid, format_duration, format_size
 
 with deferred("asyncio"):
@@ -274,6 +274,16 @@ class Settings(BaseSettings):
             for name in type(self).model_fields
         ]
 
+    def document(self) -> list[dict[str, object]]:
+        """Return every setting, its value for programs (the token's is hidden), and where it comes from."""
+        values = self.model_dump(mode="json")
+        if self.access_token is not None:
+            values["access_token"] = HIDDEN
+        return [
+            {"setting": name, "value": values[name], "from": self._origins.get(name, "default")}
+            for name in type(self).model_fields
+        ]
+
 
 class _ConflictError(ValueError):
     """Settings that are fine one by one, but not together."""
@@ -296,7 +306,7 @@ def load(
         environ: the environment; that of the process if not given.
 
     Raises:
-        UsageError: something is wrong; it tells every problem, and how to mend it.
+        SettingsError: something is wrong; it tells every problem, and how to mend it.
     """
     environ = os.environ if environ is None else environ
     known = tuple(Settings.model_fields)
@@ -399,14 +409,14 @@ def _shown(name: str, values: Mapping[str, object]) -> str:
     return f"{shown if len(shown) <= most else shown[:most] + '…'} "
 
 
-def _error(problems: Sequence[Problem]) -> UsageError:
+def _error(problems: Sequence[Problem]) -> SettingsError:
     """Return one error for all problems."""
+    each = tuple((item.subject, item.reason, item.hint) for item in problems)
     if len(problems) == 1:
-        only = problems[0]
-        return UsageError("load the settings", only.subject, only.reason, only.hint)
+        return SettingsError("load the settings", *each[0], each)
     lines = [f"- {item.subject}: {item.reason}\n    {item.hint}".rstrip() for item in problems]
-    return UsageError(
-        "load the settings", f"{len(problems)} problems", "each needs mending", "\n  ".join(lines)
+    return SettingsError(
+        "load the settings", f"{len(problems)} problems", "each needs mending", "\n  ".join(lines), each
     )
 
 

@@ -81,6 +81,15 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
+def rough_size(count: float) -> str:
+    """Return a number of bytes, rounded, in the largest unit that suits it."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def _quantity(value: object, reason: str, hint: str) -> tuple[int | float, str]:
     """Split a value into its number and its unit."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):

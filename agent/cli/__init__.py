@@ -28,6 +28,8 @@ COMMANDS = {
     "status": "show queue, books, delivery state and daemon",
     "events": "read events back from Polar",
     "dead": "list, repair, retry, export or purge dead letters",
+    "check": "check settings, paths, server, token and clock, and say what to mend",
+    "config": "show the settings and where each comes from",
     "queue": "check the queue on disk, or write its events out",
     "emulator": "serve a local emulator of Polar's events API",
 }

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
+from agent.units import rough_size
 
 if TYPE_CHECKING:
     import argparse
@@ -103,7 +104,7 @@ def _text(document: dict[str, Any], lost: int = 0) -> str:
         state += f", next attempt in {_span(following)}"
     lines = [
         f"daemon     {runs}",
-        f"queue      {queue['events']} events pending, {_size(queue['bytes'])}{waits}",
+        f"queue      {queue['events']} events pending, {rough_size(queue['bytes'])}{waits}",
         f"           {queue['path']}",
         f"delivery   {state}",
     ]
@@ -129,12 +130,3 @@ def _span(seconds: float) -> str:
         if seconds >= length * 2:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def _size(count: float) -> str:
-    """Return a number of bytes in the largest unit that suits it."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
