@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from agent import chunk
 from agent.errors import QueueError
 from agent.logs import get
-from agent.queue import Change, Chunk, Queue, Settlement
+from agent.queue import Change, Checkpoint, Chunk, DeadLetter, Queue, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +48,8 @@ class Append:
         done: called in the writer's thread once all this is durable; False when the agent
             stopped before it was.
         patient: nobody waits for the ack, so it may be gathered with more.
+        letters: refused lines of a source that has nobody to tell.
+        checkpoint: how far the source is read with all this.
     """
 
     groups: list[tuple[bytes, int]]
@@ -56,11 +58,17 @@ class Append:
     dropped: int
     done: Callable[[bool], None]
     patient: bool = False
+    letters: Sequence[DeadLetter] = ()
+    checkpoint: Checkpoint | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of the accepted lines."""
-        return sum(len(lines) for lines, _ in self.groups) + sum(len(line) for _, line in self.held)
+        """Bytes of the lines."""
+        return (
+            sum(len(lines) for lines, _ in self.groups)
+            + sum(len(line) for _, line in self.held)
+            + sum(len(letter.event) for letter in self.letters)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +258,11 @@ class Writer:
         change = Change(
             refused=sum(append.refused for append in appends),
             dropped=sum(append.dropped for append in appends),
+            letters=[letter for append in appends for letter in append.letters],
+            # Of one file only the last is written: the others are behind it.
+            checkpoints=list(
+                {append.checkpoint.id: append.checkpoint for append in appends if append.checkpoint}.values()
+            ),
         )
         groups = [group for append in appends for group in append.groups]
         held = [item for append in appends for item in append.held]

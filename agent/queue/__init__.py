@@ -1,9 +1,10 @@
 """The durable store between collector and flusher, as the rest of the agent sees it.
 
 A queue holds chunks in order of arrival under increasing integer keys, dead letters,
-and the ledger. It changes in one way only: `commit` applies one `Change` whole or not
-at all, and returns once it is durable. So whatever must be true together (a chunk and
-the count of accepted events; the end of an event and its place in the ledger) is.
+checkpoints of tailed files, and the ledger. It changes in one way only: `commit` applies
+one `Change` whole or not at all, and returns once it is durable. So whatever must be true
+together (a chunk, the count of accepted events, and how far its file is read; the end of
+an event and its place in the ledger) is.
 
 One thread commits; any thread reads.
 """
@@ -20,7 +21,7 @@ from agent.chunk import Chunk
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Books", "Change", "Chunk", "DeadLetter", "Queue", "Settlement"]
+__all__ = ["Books", "Change", "Checkpoint", "Chunk", "DeadLetter", "Queue", "Settlement"]
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +39,10 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         attempts: how many requests carried the event.
         first_attempt: when the first one was made, Unix seconds.
         died_at: when it was given up, Unix seconds.
-        batch: the batch that was refused.
+        batch: the batch that was refused; empty when our own check refused the line (`status` 0).
+        path: the tailed file that the line stands in; None when it came otherwise.
+        line: the number of the line in that file, from 1; None when nobody counted.
+        offset: where the line begins in that file, in bytes.
     """
 
     event: str
@@ -51,7 +55,46 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     first_attempt: float
     died_at: float
     batch: str
+    path: str | None = None
+    line: int | None = None
+    offset: int | None = None
     id: int = 0
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    r"""How far a tailed file is read: everything before `offset` is in the queue or beyond it.
+
+    Attributes:
+        id: the file's identity, as in the ids of its lines: see `agent.tail.identity`.
+        path: where the file was seen last; bytes that are no UTF-8 as ``\xNN``.
+        device: of the file system.
+        inode: of the file.
+        offset: bytes read, from the beginning of the file.
+        line: lines read, empty ones included; None when reading began somewhere within.
+        head_bytes: so many bytes from the beginning on are covered by `head_crc`.
+        head_crc: their CRC-32.
+        telling: another file with the same head can only be a copy.
+        tail_bytes: so many bytes before `offset` are covered by `tail_crc`.
+        tail_crc: their CRC-32.
+        skipping: `offset` is within a line that is too long; the rest of it is passed over.
+        refused: lines of it that became dead letters.
+        last_line_at: when its last line was taken, Unix seconds; None when none was.
+    """
+
+    id: str
+    path: str
+    device: int
+    inode: int
+    offset: int = 0
+    line: int | None = 0
+    head_bytes: int = 0
+    head_crc: int = 0
+    telling: bool = False
+    tail_bytes: int = 0
+    tail_crc: int = 0
+    skipping: bool = False
+    refused: int = 0
+    last_line_at: float | None = None
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +167,10 @@ class Change:
         revived: dead letters, by number, whose events are pending again: in `requeued`.
         requeued: chunks that hold the events of `revived`, each as it is or mended.
         purged: dead letters, by number, that an operator throws away.
+        letters: events that our own check refuses, of a source without anybody to tell: they
+            are counted as accepted, and as dead.
+        checkpoints: how far files are read with this; each replaces the one of its id.
+        forgotten: checkpoints to be removed, by id; of those that are not there, none is.
     """
 
     appends: list[Chunk] = field(default_factory=list)
@@ -133,21 +180,38 @@ class Change:
     revived: Sequence[int] = ()
     requeued: Sequence[Chunk] = ()
     purged: Sequence[int] = ()
+    letters: Sequence[DeadLetter] = ()
+    checkpoints: Sequence[Checkpoint] = ()
+    forgotten: Sequence[str] = ()
+
+    @property
+    def buried(self) -> list[DeadLetter]:
+        """All new dead letters, in the order in which they get their numbers."""
+        return [*(letter for settlement in self.settlements for letter in settlement.dead), *self.letters]
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to do."""
         return bool(
-            self.appends or self.refused or self.dropped or self.settlements or self.revived or self.purged
+            self.appends
+            or self.refused
+            or self.dropped
+            or self.settlements
+            or self.revived
+            or self.purged
+            or self.letters
+            or self.checkpoints
+            or self.forgotten
         )
 
     def count(self, books: Books) -> Books:
         """Return `books` with the counters of this change; sizes and keys are the store's to add."""
         settled = self.settlements
-        dead = sum(len(settlement.dead) for settlement in settled)
+        dead = len(self.buried)
+        taken = sum(chunk.count for chunk in self.appends) + len(self.letters) + self.dropped
         lost = sum(settlement.lost for settlement in settled)
         return replace_books(
             books,
-            accepted=books.accepted + sum(chunk.count for chunk in self.appends) + self.dropped,
+            accepted=books.accepted + taken,
             refused=books.refused + self.refused,
             delivered=books.delivered + sum(settlement.delivered for settlement in settled),
             duplicates=books.duplicates + sum(settlement.duplicates for settlement in settled),
@@ -192,6 +256,10 @@ class Queue(Protocol):
 
     def dead_letters(self, ids: Iterable[int] | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of these numbers, or all, oldest first."""
+        ...
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints, in order of their ids."""
         ...
 
     def audit(self) -> bool:

@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from agent import chunk
-from agent.queue import Books, Chunk, DeadLetter, wal
+from agent.queue import Books, Checkpoint, Chunk, DeadLetter, wal
 from agent.queue.raw import RawFile
-from agent.queue.rows import BOOKS, DAMAGED, DEAD, FORMAT, META, DamagedRowError, Meta, number_of, unseal
+from agent.queue.rows import (
+    BOOKS,
+    CHECKPOINT,
+    DAMAGED,
+    DEAD,
+    FORMAT,
+    META,
+    DamagedRowError,
+    Meta,
+    number_of,
+    unseal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -335,6 +346,9 @@ def _inspect_row(key: object, row: bytes | None, findings: Findings) -> None:
         if unseal(key, row, DeadLetter).id != number_of(DEAD, key):
             raise DamagedRowError("it has the number of another one")
         findings.dead += 1
+    elif isinstance(key, str) and key.startswith(CHECKPOINT):
+        if unseal(key, row, Checkpoint).id != key.removeprefix(CHECKPOINT):
+            raise DamagedRowError("it is that of another file")
     elif isinstance(key, str) and number_of(DAMAGED, key) is not None:
         findings.set_aside += 1
     else:

@@ -20,13 +20,13 @@ import msgspec
 from agent import chunk
 from agent.clock import Clock, SystemClock
 from agent.errors import QueueError, UsageError
-from agent.queue import Books, Change, DeadLetter, check, replace_books
+from agent.queue import Books, Change, Checkpoint, DeadLetter, check, replace_books
 from agent.queue.directory import prepare_directory
 from agent.queue.losses import Losses
 from agent.queue.mend import finish
 from agent.queue.raw import sync_directory
-from agent.queue.rows import BOOKS, DAMAGED, DEAD, FORMAT, META, Meta, numbered, seal
-from agent.queue.store import ERRORS, DamageError, dead_ids, open_store, reason, record
+from agent.queue.rows import BOOKS, CHECKPOINT, DAMAGED, DEAD, FORMAT, META, Meta, numbered, seal
+from agent.queue.store import ERRORS, DamageError, checkpoint_keys, dead_ids, open_store, reason, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -167,14 +167,23 @@ class DiskQueue:
                 cache.set(settlement.key, row)
                 sizes[settlement.key] = len(row)
                 size += len(row)
-            for letter in settlement.dead:
-                name = numbered(DEAD, dead)
-                cache.set(name, seal(name, msgspec.structs.replace(letter, id=dead)))
-                dead += 1
+        for letter in change.buried:
+            name = numbered(DEAD, dead)
+            cache.set(name, seal(name, msgspec.structs.replace(letter, id=dead)))
+            dead += 1
         for number in (*change.revived, *change.purged):
             if not cache.delete(numbered(DEAD, number)):
                 raise _AbsentError(f"there is no dead letter {number}")
+        self._apply_checkpoints(change)
         return replace_books(books, bytes=size, next_key=key, next_dead=dead), keys
+
+    def _apply_checkpoints(self, change: Change) -> None:
+        """Write how far files are read."""
+        for checkpoint in change.checkpoints:
+            name = CHECKPOINT + checkpoint.id
+            self._cache.set(name, seal(name, checkpoint))
+        for forgotten in change.forgotten:
+            self._cache.delete(CHECKPOINT + forgotten)
 
     def _row_size(self, key: int) -> int:
         """Return the size of a chunk's row, which must be there."""
@@ -217,6 +226,11 @@ class DiskQueue:
             letter = self._read(partial(record, key=numbered(DEAD, number), kind=DeadLetter))
             if letter is not None:
                 yield letter
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints, in order of their ids."""
+        found = (self._read(partial(record, key=key, kind=Checkpoint)) for key in self._read(checkpoint_keys))
+        return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def _read(self, action: Callable[[Cache], _T]) -> _T:
         """Read; where the store turns out not to be what was written, mend it and read again."""

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.errors import QueueError
-from agent.queue import Books, Change, Chunk, DeadLetter, replace_books
+from agent.queue import Books, Change, Checkpoint, Chunk, DeadLetter, replace_books
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 
 class MemoryQueue:
-    """Holds everything in two dictionaries."""
+    """Holds everything in three dictionaries."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._chunks: dict[int, Chunk] = {}
         self._dead: dict[int, DeadLetter] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
         self._books = Books()
 
     def commit(self, change: Change) -> Sequence[int]:
@@ -45,11 +46,14 @@ class MemoryQueue:
                     del self._chunks[settlement.key]
                 else:
                     self._chunks[settlement.key] = settlement.rest
-                for letter in settlement.dead:
-                    self._dead[dead] = msgspec.structs.replace(letter, id=dead)
-                    dead += 1
+            for letter in change.buried:
+                self._dead[dead] = msgspec.structs.replace(letter, id=dead)
+                dead += 1
             for number in (*change.revived, *change.purged):
                 del self._dead[number]
+            self._checkpoints.update((checkpoint.id, checkpoint) for checkpoint in change.checkpoints)
+            for name in change.forgotten:
+                self._checkpoints.pop(name, None)
             size = sum(len(chunk.lines) for chunk in self._chunks.values())
             self._books = replace_books(books, next_key=key, next_dead=dead, bytes=size)
             return keys
@@ -87,6 +91,11 @@ class MemoryQueue:
             wanted = sorted(self._dead if ids is None else set(ids) & set(self._dead))
             letters = [self._dead[number] for number in wanted]
         yield from letters
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints, in order of their ids."""
+        with self._lock:
+            return [self._checkpoints[name] for name in sorted(self._checkpoints)]
 
     def audit(self) -> bool:
         """Tell that nothing had to be mended."""

@@ -29,7 +29,7 @@ from agent.queue import Books, replace_books
 from agent.queue.check import DATABASE, INDEX, KEPT, LOG
 from agent.queue.raw import sync_directory
 from agent.queue.rescue import Rescue
-from agent.queue.rows import BOOKS, DEAD, FORMAT, META, Meta, numbered, seal
+from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, FORMAT, META, Meta, numbered, seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +56,7 @@ class Report(msgspec.Struct, kw_only=True):
         chunks_rescued: rows with pending events.
         events_rescued: the events in them.
         dead_letters_rescued: dead letters.
+        checkpoints_rescued: checkpoints of tailed files; a file without one is read from its beginning.
         events_lost: events that the books had, dead letters included, and that are gone.
         damaged_chunks: keys of the chunks that were found and are not what was written.
         damaged_dead_letters: the numbers of dead letters of that kind.
@@ -70,6 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
     chunks_rescued: int = 0
     events_rescued: int = 0
     dead_letters_rescued: int = 0
+    checkpoints_rescued: int = 0
     events_lost: int = 0
     damaged_chunks: list[int] = []
     damaged_dead_letters: list[int] = []
@@ -182,6 +184,10 @@ def _rows(rescue: Rescue, known: Books | None, report: Report) -> Iterator[tuple
         yield key, seal(key, letter)
         report.dead_letters_rescued += 1
         next_dead = letter.id + 1
+    for checkpoint in rescue.checkpoints():
+        key = CHECKPOINT + checkpoint.id
+        yield key, seal(key, checkpoint)
+        report.checkpoints_rescued += 1
     books = known or Books()
     short = books.pending + books.dead - report.events_rescued - report.dead_letters_rescued
     books = replace_books(

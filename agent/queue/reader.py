@@ -11,9 +11,9 @@ import msgspec
 
 from agent import chunk
 from agent.errors import QueueError, reason_of
-from agent.queue import Books, DeadLetter
+from agent.queue import Books, Checkpoint, DeadLetter
 from agent.queue.check import DATABASE, LOG, is_damage
-from agent.queue.rows import BOOKS, DEAD, DamagedRowError, numbered, unseal
+from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, DamagedRowError, numbered, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,6 +72,12 @@ class DiskReader:
         """Return the keys and rows of the next dead letters."""
         query = "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key LIMIT 500"
         return self._query(query, after, DEAD + "~")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints, in order of their ids."""
+        query = "SELECT key, value FROM Cache WHERE key > ? AND key < ? ORDER BY key"
+        rows = self._query(query, CHECKPOINT, CHECKPOINT + "~")
+        return [self._unseal(key, row, Checkpoint) for key, row in rows]
 
     def close(self) -> None:
         """Let go of the database."""

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from agent import chunk
-from agent.queue import Books, Chunk, DeadLetter, wal
+from agent.queue import Books, Checkpoint, Chunk, DeadLetter, wal
 from agent.queue.check import connect
 from agent.queue.pages import Cell, Pages
-from agent.queue.rows import BOOKS, DEAD, META, DamagedRowError, Meta, number_of, unseal
+from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, META, DamagedRowError, Meta, number_of, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +118,22 @@ class Rescue:
                 yield from letters[:1]
                 if not letters:
                     self.damaged_letters.append(number)
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        """Yield every checkpoint that is what was written, in order of ids.
+
+        Of several versions it is the one that is least far: lines that are read again get the
+        same ids and are known at Polar as duplicates, those that are passed over are gone.
+        """
+        for key in sorted(key for key in {*self._cells, *self._sql.rowids} if isinstance(key, str)):
+            if key.startswith(CHECKPOINT):
+                found = [
+                    checkpoint
+                    for checkpoint in self._records(key, Checkpoint)
+                    if checkpoint.id == key.removeprefix(CHECKPOINT)
+                ]
+                if found:
+                    yield min(found, key=lambda checkpoint: checkpoint.offset)
 
     def _look_at(self, number: int) -> None:
         """Note the rows of one page."""

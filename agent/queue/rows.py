@@ -1,8 +1,9 @@
 """The queue's rows beside the chunks: their keys, and their bytes with a checksum.
 
 A chunk stands under its number. The others stand under words: `books`, `meta`,
-``dead-<number>`` for a dead letter, ``damaged-<number>`` for the bytes of a chunk
-whose checksum did not hold. Books, meta and dead letters are JSON; their last member,
+``dead-<number>`` for a dead letter, ``checkpoint-<id>`` for a tailed file,
+``damaged-<number>`` for the bytes of a chunk whose checksum did not hold. Books, meta,
+dead letters and checkpoints are JSON; their last member,
 `crc`, covers the key and all before it. Format 1 wrote none, and is read without.
 """
 
@@ -14,12 +15,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["BOOKS", "DAMAGED", "DEAD", "FORMAT", "META", "DamagedRowError", "Meta", "seal", "unseal"]
+__all__ = [
+    "BOOKS",
+    "CHECKPOINT",
+    "DAMAGED",
+    "DEAD",
+    "FORMAT",
+    "META",
+    "DamagedRowError",
+    "Meta",
+    "seal",
+    "unseal",
+]
 
 FORMAT = 2
 """The version of the directory's layout; a newer one is refused, an older one is read."""
 
-BOOKS, META, DEAD, DAMAGED = "books", "meta", "dead-", "damaged-"
+BOOKS, META, DEAD, DAMAGED, CHECKPOINT = "books", "meta", "dead-", "damaged-", "checkpoint-"
 
 _SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
 _SEAL_BYTES = len(b',"crc":"00000000"}')

@@ -18,7 +18,7 @@ import msgspec
 
 from agent.errors import reason_of
 from agent.queue.check import DATABASE
-from agent.queue.rows import DEAD, DamagedRowError, number_of, unseal
+from agent.queue.rows import CHECKPOINT, DEAD, DamagedRowError, number_of, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +137,17 @@ def dead_ids(cache: Cache) -> list[int]:
         if number is not None:
             numbers.append(number)
     return numbers[::-1]
+
+
+def checkpoint_keys(cache: Cache) -> list[str]:
+    """Return the keys of all checkpoints, in their order."""
+    keys: list[str] = []
+    for key in cache.iterkeys(reverse=True):
+        if not isinstance(key, str) or key < CHECKPOINT:
+            break
+        if key.startswith(CHECKPOINT):
+            keys.append(key)
+    return keys[::-1]
 
 
 def reason(error: BaseException) -> str:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.queues import buried, chunk_of, chunks, counts, delivered, letter, names, pending
+from support.queues import buried, checkpoint_of, chunk_of, chunks, counts, delivered, letter, names, pending
 
 from agent.errors import QueueError
-from agent.queue import Books, Change, DeadLetter, Settlement
+from agent.queue import Books, Change, Checkpoint, DeadLetter, Settlement
 from agent.queue.disk import DiskQueue
 from agent.queue.memory import MemoryQueue
 
@@ -36,15 +36,15 @@ def append(queue: Queue, *names: object) -> int:
     return queue.commit(Change(appends=[chunk_of(*names)]))[0]
 
 
-def everything(queue: Queue) -> tuple[Books, list[object], list[DeadLetter]]:
-    return queue.books(), list(chunks(queue)), list(queue.dead_letters())
+def everything(queue: Queue) -> tuple[Books, list[object], list[DeadLetter], list[Checkpoint]]:
+    return queue.books(), list(chunks(queue)), list(queue.dead_letters()), queue.checkpoints()
 
 
 # -- appending ---------------------------------------------------------------------------
 
 
 def test_a_new_queue_is_empty(queue: Queue) -> None:
-    assert everything(queue) == (Books(), [], [])
+    assert everything(queue) == (Books(), [], [], [])
 
 
 def test_an_appended_chunk_is_read_as_it_was_written(queue: Queue) -> None:
@@ -239,6 +239,61 @@ def test_the_number_of_a_dead_letter_is_never_given_again(queue: Queue) -> None:
     assert new.id > old.id
 
 
+def test_a_line_that_dies_on_arrival_is_accepted_and_dead(queue: Queue) -> None:
+    dead = letter("bad", status=0, batch="", path="/var/log/app.log", line=7, offset=123)
+
+    queue.commit(Change(appends=[chunk_of("a")], letters=[dead]))
+
+    (kept,) = queue.dead_letters()
+    assert kept == msgspec.structs.replace(dead, id=kept.id)
+    assert counts(queue.books()) == {"accepted": 2, "dead": 1, "pending": 1}
+
+
+def test_letters_of_a_settlement_and_of_a_source_get_different_numbers(queue: Queue) -> None:
+    key = append(queue, "a")
+
+    queue.commit(Change(settlements=[buried(key, "a")], letters=[letter("b"), letter("c")]))
+
+    assert [dead.external_id for dead in queue.dead_letters()] == ["a", "b", "c"]
+    assert len({dead.id for dead in queue.dead_letters()}) == 3
+
+
+# -- checkpoints -------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_read_as_it_was_written(queue: Queue) -> None:
+    values = {"offset": 2**45, "line": None, "last_line_at": 1.5, "path": "/ü\\xff", "skipping": True}
+    checkpoint = checkpoint_of("f-0", **values)
+
+    queue.commit(Change(checkpoints=[checkpoint]))
+
+    assert queue.checkpoints() == [checkpoint]
+    assert queue.books() == Books()
+
+
+def test_a_checkpoint_replaces_the_one_of_its_id(queue: Queue) -> None:
+    queue.commit(Change(checkpoints=[checkpoint_of("f-0", offset=1), checkpoint_of("g-0", offset=2)]))
+
+    queue.commit(Change(appends=[chunk_of("a")], checkpoints=[checkpoint_of("f-0", offset=3)]))
+
+    assert [(some.id, some.offset) for some in queue.checkpoints()] == [("f-0", 3), ("g-0", 2)]
+
+
+def test_a_forgotten_checkpoint_is_gone(queue: Queue) -> None:
+    queue.commit(Change(checkpoints=[checkpoint_of("f-0"), checkpoint_of("g-0")]))
+
+    queue.commit(Change(forgotten=["f-0", "nobody"]))
+
+    assert [some.id for some in queue.checkpoints()] == ["g-0"]
+
+
+def test_checkpoints_are_no_dead_letters_nor_the_other_way_round(queue: Queue) -> None:
+    queue.commit(Change(letters=[letter("b")], checkpoints=[checkpoint_of("f-0")]))
+
+    assert [dead.external_id for dead in queue.dead_letters()] == ["b"]
+    assert [some.id for some in queue.checkpoints()] == ["f-0"]
+
+
 # -- all or nothing ----------------------------------------------------------------------
 
 IMPOSSIBLE = {
@@ -258,6 +313,7 @@ def full(queue: Queue) -> Queue:
     """One chunk of key 1, one of key 2 with an event less than it had, one dead letter of number 1."""
     queue.commit(Change(appends=[chunk_of("a"), chunk_of("b", "bad")]))
     queue.commit(Change(settlements=[buried(2, "bad", rest=chunk_of("b"))]))
+    queue.commit(Change(checkpoints=[checkpoint_of("f-0", offset=1)]))
     assert [key for key, _ in chunks(queue)] == [1, 2]
     assert [dead.id for dead in queue.dead_letters()] == [1]
     return queue
@@ -268,6 +324,8 @@ def test_an_impossible_change_is_refused_and_changes_nothing(full: Queue, imposs
     before = everything(full)
     impossible.appends = [chunk_of("new")]
     impossible.refused = impossible.dropped = 1
+    impossible.letters = [letter("new")]
+    impossible.checkpoints = [checkpoint_of("f-0", offset=2), checkpoint_of("g-0")]
 
     with pytest.raises(QueueError):
         full.commit(impossible)
@@ -289,7 +347,7 @@ def test_the_next_commit_after_a_refused_one_works(full: Queue, impossible: Chan
 
 
 class AnySequence(RuleBasedStateMachine):
-    """Does anything to a queue, in any order, and the same to two dictionaries."""
+    """Does anything to a queue, in any order, and the same to some dictionaries."""
 
     queue: Queue
 
@@ -301,6 +359,7 @@ class AnySequence(RuleBasedStateMachine):
         self.keys: set[int] = set()
         self.numbers: set[int] = set()
         self.made = 0
+        self.read: dict[str, int] = {}
         self.open()
 
     def open(self) -> None:
@@ -320,10 +379,21 @@ class AnySequence(RuleBasedStateMachine):
             self.keys.add(key)
             self.chunks[key] = group
 
-    @rule(sizes=st.lists(st.integers(1, 6), max_size=3), refused=st.integers(0, 2), dropped=st.integers(0, 2))
-    def append(self, sizes: list[int], refused: int, dropped: int) -> None:
+    @rule(
+        sizes=st.lists(st.integers(1, 6), max_size=3),
+        refused=st.integers(0, 2),
+        dropped=st.integers(0, 2),
+        read=st.dictionaries(st.sampled_from(["f-0", "f-1", "g-0"]), st.integers(0, 2**50), max_size=2),
+        forgotten=st.sets(st.sampled_from(["f-0", "h-0"])),
+    )
+    def append(
+        self, sizes: list[int], refused: int, dropped: int, read: dict[str, int], forgotten: set[str]
+    ) -> None:
         groups = [self.new_names(size) for size in sizes]
         change = Change([chunk_of(*group) for group in groups], refused, dropped)
+        change.checkpoints = [checkpoint_of(name, offset=offset) for name, offset in read.items()]
+        change.forgotten = sorted(forgotten)
+        self.read = {name: offset for name, offset in {**self.read, **read}.items() if name not in forgotten}
         self.added(list(self.queue.commit(change)), groups)
         self.counts["accepted"] += sum(sizes) + dropped
         self.counts["refused"] += refused
@@ -399,6 +469,7 @@ class AnySequence(RuleBasedStateMachine):
             return
         assert {key: names(chunk.lines) for key, chunk in chunks(self.queue)} == self.chunks
         assert {dead.id: dead.external_id for dead in self.queue.dead_letters()} == self.dead
+        assert {some.id: some.offset for some in self.queue.checkpoints()} == self.read
         assert self.queue.first_key() == min(self.chunks, default=self.queue.books().next_key)
 
     @invariant()

@@ -112,6 +112,7 @@ def test_what_was_not_hit_is_rescued_and_what_was_is_counted(
         sent = drain(queue)
         letters = {letter.id: letter.event.encode() for letter in queue.dead_letters()}
         books = queue.books()
+        read = {checkpoint.id: checkpoint.offset for checkpoint in queue.checkpoints()}
 
     told = [json.loads(report.read_text()) for report in reports(tmp_path / "queue")]
     assert set(sent) <= truth.ever, "something was sent that nobody wrote"
@@ -121,6 +122,10 @@ def test_what_was_not_hit_is_rescued_and_what_was_is_counted(
         assert key not in whole or set(lines) <= set(sent), f"chunk {key} was not hit, and is gone"
     for number in truth.dead:
         assert f"dead-{number:016d}" not in whole or number in letters, f"letter {number} is gone"
+    for name, offsets in truth.read.items():
+        # To read a line again is harmless, since it gets the id that it had; to pass one over is not.
+        assert read.get(name, 0) in offsets
+        assert f"checkpoint-{name}" not in whole or name in read, f"checkpoint {name} is gone"
     assert books.pending == 0
     assert books.dead == len(letters)
     accounted = len(sent) + len(letters) + books.lost

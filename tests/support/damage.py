@@ -15,7 +15,7 @@ from agent.chunk import DamagedChunkError
 from agent.queue import Books, Change, Chunk, Settlement, check
 from agent.queue.disk import DiskQueue
 from agent.queue.pages import Pages
-from support.queues import letter, line
+from support.queues import checkpoint_of, letter, line
 
 if TYPE_CHECKING:
     import random
@@ -39,6 +39,7 @@ class Truth:
         ever: all lines that it ever took.
         chunks: those that are pending, by keys.
         dead: those of the dead letters, by numbers.
+        read: how far tailed files were ever said to be read, by ids of checkpoints; the last is what holds.
         places: where each row stands, by keys.
         books: the ledger.
     """
@@ -46,6 +47,7 @@ class Truth:
     ever: set[bytes] = field(default_factory=set)
     chunks: dict[int, list[bytes]] = field(default_factory=dict)
     dead: dict[int, bytes] = field(default_factory=dict)
+    read: dict[str, list[int]] = field(default_factory=dict)
     places: dict[int | str, list[Hit]] = field(default_factory=dict)
     books: Books = field(default_factory=Books)
 
@@ -89,6 +91,10 @@ def fill(directory: Path, chance: random.Random, *, commits: int, name: str = ""
                 )
             )
             dead += died
+        for number in chance.sample(range(12), 2):
+            offsets = truth.read.setdefault(f"f{number}-0", [0])
+            offsets.append(offsets[-1] + chance.randint(1, 1 << 20))
+            change.checkpoints = [*change.checkpoints, checkpoint_of(f"f{number}-0", offset=offsets[-1])]
         first = queue.books().next_dead
         truth.chunks.update(zip(queue.commit(change), added, strict=True))
         truth.dead.update(enumerate(dead, first))

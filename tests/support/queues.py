@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.queue import Books, Chunk, DeadLetter, Settlement
+from agent.queue import Books, Checkpoint, Chunk, DeadLetter, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +39,11 @@ def letter(name: object = "bad", **changes: Any) -> DeadLetter:
         "batch": "b1",
     }
     return DeadLetter(**{**values, **changes})
+
+
+def checkpoint_of(name: str, **changes: Any) -> Checkpoint:
+    """Return the checkpoint of a file of this identity."""
+    return Checkpoint(**{"id": name, "path": "/var/log/app.log", "device": 1, "inode": 2, **changes})
 
 
 def delivered(key: int, events: int = 1, rest: Chunk | None = None) -> Settlement:
