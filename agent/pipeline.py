@@ -89,6 +89,8 @@ class Pipeline:
                 settings.max_batch_events,
                 settings.max_batch_bytes,
                 settings.max_in_flight,
+                settings.batch_ceiling,
+                settings.request_timeout,
             ),
             token=self.token.current,
         )

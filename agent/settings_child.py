@@ -94,5 +94,6 @@ def _values(settings: Settings) -> dict[str, Any]:
     token = settings.access_token
     values["access_token"] = None if token is None else Secret(token.get_secret_value())
     values["server_url"] = settings.server_url
+    values["batch_ceiling"] = settings.batch_ceiling
     values["sources"] = dict(settings.sources)
     return values
