@@ -126,6 +126,12 @@ class Flusher:
         """End of `hurry`."""
         self._urgent -= 1
 
+    def configure(self, options: Options) -> None:
+        """Go by other settings from now on."""
+        self._options = options
+        self._intake.configure(options)
+        self._wake.set()
+
     def stop(self) -> None:
         """End, and break off running requests; what they carried stays in the queue."""
         self._stopping = True

@@ -106,6 +106,10 @@ class Intake:
         self._offered_bytes = 0
         self._offer_lock = threading.Lock()
 
+    def configure(self, options: Options) -> None:
+        """Go by other settings from now on."""
+        self._options = options
+
     def offer(self, keys: Sequence[int], chunks: Sequence[Chunk]) -> None:
         """Get chunks that were just written; they are kept as far as there is room for them."""
         with self._offer_lock:
