@@ -23,10 +23,12 @@ from agent import quick
 from agent.chunk import MAX_EVENTS
 from agent.framing import Segment, _TooLong
 from agent.ids import suffixes, uuid7_block, uuid7_prefix
-from agent.refusal import Facts, Refusal, full_check, too_long
+from agent.refusal import Facts, Refusal, external_id_conflict, full_check, too_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from agent.seen import Seen
 
 _BLANK = b" \t\r\n"
 _ids_of = attrgetter("external_id")
@@ -55,11 +57,13 @@ class Checked:
             none larger than a chunk of the queue, where that costs nothing.
         held: accepted lines that are not due yet, each with its moment in Unix milliseconds.
         fates: one for each segment, in order.
+        repeated: how many lines repeat an event that is remembered; these are in neither of the above.
     """
 
     groups: list[tuple[bytes, int]]
     held: list[tuple[int, bytes]]
     fates: list[Fate]
+    repeated: int = 0
 
     @property
     def lines(self) -> bytes:
@@ -73,7 +77,7 @@ class Checked:
 
     @property
     def accepted(self) -> int:
-        """How many lines were accepted."""
+        """How many lines were accepted as new events."""
         return self.count + len(self.held)
 
     @property
@@ -98,20 +102,21 @@ class Checker:
     personal_token: bool = False
     max_line_bytes: int = 256 * 1024
 
-    def check(self, segments: Sequence[Segment], now: float) -> Checked:
+    def check(self, segments: Sequence[Segment], now: float, seen: Seen | None = None) -> Checked:
         """Check and stamp every line of `segments`.
 
         Args:
             segments: what `agent.framing` made, of one connection or of many.
             now: Unix time in seconds by the server's clock.
+            seen: what came lately; what is accepted is entered there, so it must go to the writer.
         """
         if not self.personal_token:
-            checked = _check_whole(segments, now)
+            checked = _check_whole(segments, now, seen)
             if checked is not None:
                 return checked
-        return self._line_by_line(segments, now)
+        return self._line_by_line(segments, now, seen)
 
-    def _line_by_line(self, segments: Sequence[Segment], now: float) -> Checked:
+    def _line_by_line(self, segments: Sequence[Segment], now: float, seen: Seen | None) -> Checked:
         """Check each line on its own: somewhere is one that the quick check could not prove."""
         right_now = datetime.fromtimestamp(now, UTC)
         latest = right_now + timedelta(seconds=self.future_tolerance)
@@ -119,6 +124,7 @@ class Checker:
         due: list[bytes] = []
         held: list[tuple[int, bytes]] = []
         fates: list[Fate] = []
+        repeated = 0
         for segment in segments:
             fate = Fate(0)
             fates.append(fate)
@@ -135,12 +141,19 @@ class Checker:
                 if isinstance(facts, Refusal):
                     fate.refused.append((fate.lines, facts))
                     continue
+                repeats = seen.repeats(facts.identity, line) if seen is not None and facts.identity else None
+                if repeats is not None:
+                    if repeats:
+                        repeated += 1
+                    else:
+                        fate.refused.append((fate.lines, external_id_conflict()))
+                    continue
                 line = stamper.stamp(line, facts)
                 if facts.timestamp is not None and facts.timestamp > right_now:
                     held.append((int(facts.timestamp.timestamp() * 1000) + 1, line))
                 else:
                     due.append(line)
-        return Checked([(b"\n".join(due), len(due))] if due else [], held, fates)
+        return Checked([(b"\n".join(due), len(due))] if due else [], held, fates, repeated)
 
     def _check_line(self, line: bytes, latest: datetime) -> Facts | Refusal:
         """Check one line: quickly where that proves it."""
@@ -149,13 +162,13 @@ class Checker:
             if event is not None:
                 timestamp = _time_of(event)
                 if timestamp is None:
-                    return Facts(quick.has_id(event), None)
+                    return Facts(quick.own_id(event), None)
                 if quick.earliest_is_safe([timestamp]) and timestamp <= latest:
-                    return Facts(quick.has_id(event), timestamp)
+                    return Facts(quick.own_id(event), timestamp)
         return full_check(line, latest, personal_token=self.personal_token)
 
 
-def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
+def _check_whole(segments: Sequence[Segment], now: float, seen: Seen | None) -> Checked | None:
     """Check and stamp everything in a few calls; None if a line needs a closer look."""
     if any(isinstance(segment, _TooLong) for segment in segments):
         return None
@@ -175,20 +188,21 @@ def _check_whole(segments: Sequence[Segment], now: float) -> Checked | None:
     events = quick.check_block(data, count)
     if events is None:
         return None
-    groups = _stamp_whole(data, parts, events, now)
+    groups = _stamp_whole(data, parts, events, now, seen)
     return None if groups is None else Checked(groups, [], [Fate(number) for number in counts])
 
 
 def _stamp_whole(
-    data: bytes, parts: list[bytes], events: list[quick.Event], now: float
+    data: bytes, parts: list[bytes], events: list[quick.Event], now: float, seen: Seen | None
 ) -> list[tuple[bytes, int]] | None:
-    """Stamp lines that are fine and return them in groups; None if one may not be due.
+    """Stamp lines that are fine and return them in groups; None if one may not be due, or came before.
 
     Args:
         data: the lines.
         parts: the same, cut at the brace, newline and brace between them.
         events: what was read of them.
         now: the time of receipt.
+        seen: what came lately.
     """
     count = len(events)
     times = list(map(_times_of, events))
@@ -198,6 +212,8 @@ def _stamp_whole(
         return None
     ids = list(map(_ids_of, events))
     absent_ids = ids.count(quick.NO_ID)
+    if absent_ids != count and seen is not None and not _all_new(ids, data, seen, some_absent=absent_ids > 0):
+        return None
     # All alike and nothing to take out: the usual block, written at once.
     if absent_ids == count and missing_times in (0, count):
         return _write_in(parts, now, with_time=missing_times == count)
@@ -205,10 +221,18 @@ def _stamp_whole(
         return _groups(data, parts)
     stamper = _Stamper(now)
     lines = [
-        stamper.stamp(line, Facts(quick.has_id(event), _time_of(event)))
+        stamper.stamp(line, Facts(quick.own_id(event), _time_of(event)))
         for line, event in zip(data.split(b"\n"), events, strict=True)
     ]
     return [(b"\n".join(lines), count)]
+
+
+def _all_new(ids: list[str | None], data: bytes, seen: Seen, *, some_absent: bool) -> bool:
+    """Enter the events that have an id of their own, if all of them are new."""
+    own = ids
+    if some_absent or not all(ids):
+        own = [one for one in ids if one and one != quick.NO_ID]
+    return not own or seen.enter(own, data)  # type: ignore[arg-type]  # no None is left
 
 
 def _shares(count: int) -> Iterator[slice]:
@@ -278,7 +302,7 @@ class _Stamper:
     def stamp(self, line: bytes, facts: Facts) -> bytes:
         """Return `line` with an id and a timestamp."""
         added = b""
-        if not facts.has_external_id:
+        if not facts.identity:
             if not self._ids:
                 self._ids = uuid7_block(self._now, 256)[::-1]
             if b'"external_id"' in line:

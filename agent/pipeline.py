@@ -14,6 +14,7 @@ from agent.lock import QueueLock
 from agent.pace import Pace
 from agent.queue.directory import prepare_directory
 from agent.queue.disk import DiskQueue
+from agent.seen import Seen, identity_of
 from agent.server_clock import ServerClock
 from agent.token import TokenSource
 from agent.writer import Limits, Writer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent.chunk import Chunk
     from agent.clock import Clock
+    from agent.queue import DeadLetter
     from agent.settings import Settings
 
 _LOOK_SECONDS = 0.2
@@ -71,14 +73,18 @@ class Pipeline:
             personal_token=self.token.kind == "personal",
             max_line_bytes=settings.max_line_bytes,
         )
-        self._pace = Pace(settings.requests_per_minute, settings.backoff_max)
+        self.seen = Seen()
+        limits = Limits(
+            settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
+        )
         self.writer = Writer(
             self.queue,
-            _limits(settings),
+            limits,
             clock,
             on_commit=self._committed,
             on_room=on_room,
             on_append=self._appended,
+            on_buried=self._buried,
         )
         self.flusher = Flusher(
             self.queue,
@@ -86,18 +92,15 @@ class Pipeline:
             self._connect,
             clock=clock,
             server_clock=self.server_clock,
-            pace=self._pace,
-            options=_options(settings),
+            pace=Pace(settings.requests_per_minute, settings.backoff_max),
+            options=Options(
+                settings.flush_interval,
+                settings.max_batch_events,
+                settings.max_batch_bytes,
+                settings.max_in_flight,
+            ),
             token=self.token.current,
         )
-
-    def configure(self, settings: Settings) -> None:
-        """Go by other settings from now on, those of `agent.reload.RELOADABLE` that concern us."""
-        self.token.become(TokenSource.from_settings(settings))
-        self._pace.requests_per_minute = settings.requests_per_minute
-        self._pace.backoff_max = settings.backoff_max
-        self.writer.configure(_limits(settings))
-        self.flusher.configure(_options(settings))
 
     def start(self) -> None:
         """Start the threads."""
@@ -140,8 +143,6 @@ class Pipeline:
         if delivery.last_error is not None:
             return delivery.last_error
         if delivery.held and delivery.state == "idle":
-            if pending == 1:
-                return "1 event waits until its own timestamp has passed"
             return f"{pending} events wait until their own timestamps have passed"
         return "there was not enough time"
 
@@ -165,6 +166,10 @@ class Pipeline:
         """Hand new chunks on, so that they need not be read; runs in the writer's thread."""
         self.flusher.offer(keys, chunks)
 
+    def _buried(self, letters: Sequence[DeadLetter]) -> None:
+        """Let events come again that Polar does not have; runs in the writer's thread."""
+        self.seen.forget(identity_of(letter.event.encode()) for letter in letters)
+
     def _connect(self) -> Sender:
         """Bring the HTTP library in, when the first request is due: the daemon starts without it."""
         from agent.polar import PolarClient  # noqa: PLC0415  # see above
@@ -172,22 +177,3 @@ class Pipeline:
         return PolarClient(
             self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
         )
-
-
-def _limits(settings: Settings) -> Limits:
-    """Return what concerns the writer."""
-    return Limits(
-        settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
-    )
-
-
-def _options(settings: Settings) -> Options:
-    """Return what concerns the flusher."""
-    return Options(
-        settings.flush_interval,
-        settings.max_batch_events,
-        settings.max_batch_bytes,
-        settings.max_in_flight,
-        settings.batch_ceiling,
-        settings.request_timeout,
-    )

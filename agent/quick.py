@@ -211,9 +211,9 @@ def _llm_is_fine(llm: _Object) -> bool:
     )
 
 
-def has_id(event: Event) -> bool:
-    """Tell whether the line carries an `external_id` that is neither null nor empty."""
-    return bool(event.external_id) and event.external_id != NO_ID
+def own_id(event: Event) -> str:
+    """Return the line's `external_id`; empty where it has none."""
+    return event.external_id if event.external_id and event.external_id != NO_ID else ""
 
 
 def earliest_is_safe(timestamps: list[datetime]) -> bool:

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agent.seen import identity
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -54,12 +56,13 @@ class Facts:
     """What stamping must know of an accepted line.
 
     Attributes:
-        has_external_id: it has one that is neither null nor empty.
+        identity: what Polar tells it from others by, see `agent.seen.identity`; empty when its
+            `external_id` is absent, null or empty.
         timestamp: its own, None when it has none.
         idle_customer_id: it has a `customer_id`, but Polar goes by its `external_customer_id`.
     """
 
-    has_external_id: bool
+    identity: str
     timestamp: datetime | None
     idle_customer_id: bool = False
 
@@ -72,6 +75,15 @@ def too_long(max_line_bytes: int) -> Refusal:
 def queue_full(reason: str) -> Refusal:
     """Return the refusal, or the notice, for a queue that has no room."""
     return Refusal("queue_full", (), reason)
+
+
+def external_id_conflict() -> Refusal:
+    """Return the refusal of an event whose id an event of other content had a moment ago."""
+    return Refusal(
+        "external_id_conflict",
+        ("external_id",),
+        "another event came with this external_id a moment ago; Polar would drop this one in silence",
+    )
 
 
 def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -> Facts | Refusal:  # noqa: C901, PLR0911  # one return a reason
@@ -108,7 +120,7 @@ def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -
             kind = "string_too_long"
         elif "finite" in error.reason:
             kind = "metadata_value"
-        return Refusal(kind, error.loc, error.reason)
+        return Refusal(kind, (error.field,), error.reason)
     if personal_token and event.organization_id is None:
         return Refusal("missing", ("organization_id",), "a personal access token needs organization_id")
     if not personal_token and event.organization_id is not None:
@@ -116,7 +128,8 @@ def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -
             "not_allowed", ("organization_id",), "leave it out: an organization's token implies it"
         )
     idle = isinstance(event, schema.EventCreateExternalCustomer) and "customer_id" in value
-    return Facts(bool(event.external_id), event.timestamp, idle)
+    own = identity(event.external_id, event.organization_id) if event.external_id else ""
+    return Facts(own, event.timestamp, idle)
 
 
 def _explain(errors: Any, event: Mapping[str, Any]) -> Refusal:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.clock import Clock
+    from agent.queue import DeadLetter
 
 _MAX_WAITING_BYTES = 8 << 20
 _ROOM_CHECK_SECONDS = 0.5
@@ -45,6 +46,7 @@ class Append:
         held: accepted lines that are not due yet, with their moments in Unix milliseconds.
         refused: how many lines were refused beside them.
         dropped: how many fine lines were dropped, since the queue is full.
+        repeated: how many lines repeat events that were appended before, or are among these.
         done: called in the writer's thread once all this is durable; False when the agent
             stopped before it was.
         patient: nobody waits for the ack, so it may be gathered with more.
@@ -60,6 +62,7 @@ class Append:
     patient: bool = False
     letters: Sequence[DeadLetter] = ()
     checkpoint: Checkpoint | None = None
+    repeated: int = 0
 
     @property
     def size(self) -> int:
@@ -101,6 +104,11 @@ class Writer:
             that were added.
         on_room: called in the writer's thread when `full` changes.
         on_append: called in the writer's thread with each commit's new keys and their chunks.
+        on_buried: called in the writer's thread with the dead letters that were committed.
+
+    Attributes:
+        order: to be held by a source from asking `agent.seen` to `append`, so that what repeats an
+            event comes behind it.
     """
 
     def __init__(
@@ -112,6 +120,7 @@ class Writer:
         on_commit: Callable[[int], None],
         on_room: Callable[[], None],
         on_append: Callable[[Sequence[int], Sequence[Chunk]], None] = lambda _keys, _chunks: None,
+        on_buried: Callable[[Sequence[DeadLetter]], None] = lambda _letters: None,
     ) -> None:
         self._queue = queue
         self._limits = limits
@@ -119,6 +128,8 @@ class Writer:
         self._on_commit = on_commit
         self._on_room = on_room
         self._on_append = on_append
+        self._on_buried = on_buried
+        self.order = threading.Lock()
         self._log = get("writer")
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -140,11 +151,6 @@ class Writer:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
-
-    def configure(self, limits: Limits) -> None:
-        """Go by other limits from now on."""
-        self._limits = limits
-        self._work.set()
 
     def stop(self) -> None:
         """Commit what waits, then end; appends that the disk refuses are given up unacknowledged."""
@@ -262,6 +268,7 @@ class Writer:
         now_ms = int(self._clock.wall() * 1000)
         change = Change(
             refused=sum(append.refused for append in appends),
+            repeated=sum(append.repeated for append in appends),
             dropped=sum(append.dropped for append in appends),
             letters=[letter for append in appends for letter in append.letters],
             # Of one file only the last is written: the others are behind it.
@@ -315,6 +322,9 @@ class Writer:
         """Note that ends of events are committed."""
         with self._lock:
             self._settling -= len(settlements)
+        for settlement in settlements:
+            if settlement.dead:
+                self._on_buried(settlement.dead)
 
     def _answer(self, request: _Request) -> None:
         """Apply a change that somebody waits for."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.collector.sockets import BoundSocket
     from agent.framing import Segment
+    from agent.seen import Seen
 
 _READ_BYTES = 256 * 1024
 _GATHER_BYTES = 256 * 1024
@@ -65,6 +66,7 @@ class Collector:
     Args:
         bound: the socket.
         checker: what is taken and what is refused.
+        seen: what came lately.
         writer: where accepted lines go.
         clock: for waiting.
         server_now: Unix time in seconds by the server's clock.
@@ -78,6 +80,7 @@ class Collector:
         self,
         bound: BoundSocket,
         checker: Checker,
+        seen: Seen,
         writer: Writer,
         clock: Clock,
         *,
@@ -89,6 +92,7 @@ class Collector:
     ) -> None:
         self._bound = bound
         self._checker = checker
+        self._seen = seen
         self._writer = writer
         self._clock = clock
         self._server_now = server_now
@@ -106,7 +110,6 @@ class Collector:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._listening = False
-        self._listen_again = False  # there may be room for new connections now
         self._stopping = False
         self._refused_peers: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="collector")
@@ -122,13 +125,6 @@ class Collector:
         self._stopping = True
         self.wake()
         self._thread.join()
-
-    def configure(self, *, max_connections: int, drop_when_full: bool) -> None:
-        """Go by other settings from now on; from any thread."""
-        self._max_connections = max_connections
-        self._drop_when_full = drop_when_full
-        self._listen_again = True
-        self.wake()
 
     def close(self) -> None:
         """Close all connections; call it when the writer has stopped."""
@@ -376,9 +372,6 @@ class Collector:
                     break
             except BlockingIOError:
                 break
-        if self._listen_again and not self._stopping:
-            self._listen_again = False
-            self._listen(True)
         while self._attention:
             connection = self._attention.popleft()
             if not connection.closed:
@@ -394,11 +387,18 @@ class Collector:
 
     def _submit(self, gathered: _Gathered) -> None:
         """Check gathered lines and hand them to the writer."""
-        checked = self._checker.check(gathered.segments, self._server_now())
+        with self._writer.order:
+            self._submit_in_order(gathered)
+
+    def _submit_in_order(self, gathered: _Gathered) -> None:
+        """Do the work of `_submit`, alone among all sources."""
+        full = self._writer.full if self._drop_when_full else None
+        seen = None if full else self._seen  # what is dropped may come again
+        checked = self._checker.check(gathered.segments, self._server_now(), seen)
         dropped = 0
-        if self._writer.full and self._drop_when_full:
+        if full:
             dropped = checked.accepted
-            checked = _refuse_all(checked, self._writer.full)
+            checked = _refuse_all(checked, full)
         answers: dict[Connection, tuple[int, bytes]] = {}
         for owner, fate in zip(gathered.owners, checked.fates, strict=True):
             known = answers.get(owner, (owner.lines, b""))[1]
@@ -418,6 +418,7 @@ class Collector:
                 dropped=dropped,
                 done=lambda durable: self._settled(settled, durable),
                 patient=gathered.patient,
+                repeated=checked.repeated,
             )
         )
 

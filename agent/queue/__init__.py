@@ -106,7 +106,10 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         accepted: events ever taken.
         refused: lines ever refused; not part of the balance.
         delivered: events that Polar stored for us.
-        duplicates: events that Polar had already.
+        duplicates: events that Polar had already, and those that repeat an earlier one.
+        repeated: those of the duplicates that never went to Polar: they repeat an event that had
+            come a moment before.
+        resent: those of the duplicates that this agent had sent before, as far as it can tell.
         dead: dead letters; those that are retried or purged leave it again.
         dropped: events dropped by an operator's choice, or lost to damage.
         lost: those of the dropped that were lost to damage.
@@ -119,6 +122,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     refused: int = 0
     delivered: int = 0
     duplicates: int = 0
+    repeated: int = 0
+    resent: int = 0
     dead: int = 0
     dropped: int = 0
     lost: int = 0
@@ -144,6 +149,7 @@ class Settlement:
         dead: those that it refuses for good.
         damaged: the row was found not to be what was written: it is set aside, its events are lost.
         lost: how many these are; for the store to find out.
+        resent: how many of the duplicates this agent had sent before, as far as it can tell.
     """
 
     key: int
@@ -153,6 +159,7 @@ class Settlement:
     dead: Sequence[DeadLetter] = ()
     damaged: bool = False
     lost: int = 0
+    resent: int = 0
 
 
 @dataclass(slots=True)
@@ -171,6 +178,7 @@ class Change:
             are counted as accepted, and as dead.
         checkpoints: how far files are read with this; each replaces the one of its id.
         forgotten: checkpoints to be removed, by id; of those that are not there, none is.
+        repeated: lines that repeat an event which this change, or one before it, holds.
     """
 
     appends: list[Chunk] = field(default_factory=list)
@@ -183,6 +191,7 @@ class Change:
     letters: Sequence[DeadLetter] = ()
     checkpoints: Sequence[Checkpoint] = ()
     forgotten: Sequence[str] = ()
+    repeated: int = 0
 
     @property
     def buried(self) -> list[DeadLetter]:
@@ -194,6 +203,7 @@ class Change:
         return bool(
             self.appends
             or self.refused
+            or self.repeated
             or self.dropped
             or self.settlements
             or self.revived
@@ -207,14 +217,18 @@ class Change:
         """Return `books` with the counters of this change; sizes and keys are the store's to add."""
         settled = self.settlements
         dead = len(self.buried)
-        taken = sum(chunk.count for chunk in self.appends) + len(self.letters) + self.dropped
+        stored = sum(chunk.count for chunk in self.appends)
         lost = sum(settlement.lost for settlement in settled)
         return replace_books(
             books,
-            accepted=books.accepted + taken,
+            accepted=books.accepted + stored + len(self.letters) + self.repeated + self.dropped,
             refused=books.refused + self.refused,
             delivered=books.delivered + sum(settlement.delivered for settlement in settled),
-            duplicates=books.duplicates + sum(settlement.duplicates for settlement in settled),
+            duplicates=books.duplicates
+            + self.repeated
+            + sum(settlement.duplicates for settlement in settled),
+            repeated=books.repeated + self.repeated,
+            resent=books.resent + sum(settlement.resent for settlement in settled),
             dead=books.dead + dead - len(self.revived) - len(self.purged),
             dropped=books.dropped + self.dropped + len(self.purged) + lost,
             lost=books.lost + lost,

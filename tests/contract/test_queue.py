@@ -355,7 +355,8 @@ class AnySequence(RuleBasedStateMachine):
     def begin(self) -> None:
         self.chunks: dict[int, list[str]] = {}
         self.dead: dict[int, str] = {}
-        self.counts = dict.fromkeys(("accepted", "refused", "delivered", "duplicates", "dropped"), 0)
+        names = ("accepted", "refused", "delivered", "duplicates", "repeated", "resent", "dropped")
+        self.counts = dict.fromkeys(names, 0)
         self.keys: set[int] = set()
         self.numbers: set[int] = set()
         self.made = 0
@@ -385,17 +386,27 @@ class AnySequence(RuleBasedStateMachine):
         dropped=st.integers(0, 2),
         read=st.dictionaries(st.sampled_from(["f-0", "f-1", "g-0"]), st.integers(0, 2**50), max_size=2),
         forgotten=st.sets(st.sampled_from(["f-0", "h-0"])),
+        repeated=st.integers(0, 2),
     )
     def append(
-        self, sizes: list[int], refused: int, dropped: int, read: dict[str, int], forgotten: set[str]
+        self,
+        *,
+        sizes: list[int],
+        refused: int,
+        dropped: int,
+        read: dict[str, int],
+        forgotten: set[str],
+        repeated: int,
     ) -> None:
         groups = [self.new_names(size) for size in sizes]
-        change = Change([chunk_of(*group) for group in groups], refused, dropped)
+        change = Change([chunk_of(*group) for group in groups], refused, dropped, repeated=repeated)
         change.checkpoints = [checkpoint_of(name, offset=offset) for name, offset in read.items()]
         change.forgotten = sorted(forgotten)
         self.read = {name: offset for name, offset in {**self.read, **read}.items() if name not in forgotten}
         self.added(list(self.queue.commit(change)), groups)
-        self.counts["accepted"] += sum(sizes) + dropped
+        self.counts["accepted"] += sum(sizes) + dropped + repeated
+        self.counts["duplicates"] += repeated
+        self.counts["repeated"] += repeated
         self.counts["refused"] += refused
         self.counts["dropped"] += dropped
 
@@ -420,8 +431,10 @@ class AnySequence(RuleBasedStateMachine):
                     delivered=len(by_fate["D"]),
                     duplicates=len(by_fate["U"]),
                     dead=[letter(name) for name in by_fate["B"]],
+                    resent=len(by_fate["U"]) // 2,
                 )
             )
+            self.counts["resent"] += len(by_fate["U"]) // 2
             self.counts["delivered"] += len(by_fate["D"])
             self.counts["duplicates"] += len(by_fate["U"])
             buried_names += by_fate["B"]

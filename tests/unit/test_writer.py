@@ -67,6 +67,7 @@ class Desk:
         held: Sequence[tuple[float, object]] = (),
         refused: int = 0,
         dropped: int = 0,
+        repeated: int = 0,
         filler: int = 0,
     ) -> None:
         """Append lines of these ids; `told` gets the first of them as safe or lost."""
@@ -80,6 +81,7 @@ class Desk:
                 refused,
                 dropped,
                 lambda safe: self.told.append(("safe" if safe else "lost", mark)),
+                repeated=repeated,
             )
         )
 
@@ -104,6 +106,7 @@ def desk_of(limits: Limits, clock: FakeClock | SystemClock) -> Desk:
         on_commit=lambda events_added: events.append(("commit", events_added)),
         on_room=lambda: events.append("room"),
         on_append=lambda keys, chunks: events.append(("append", list(keys), [c.count for c in chunks])),
+        on_buried=lambda letters: events.append(("buried", [letter.external_id for letter in letters])),
     )
     desk = Desk(writer, queue, clock)
     desk.told = events
@@ -133,6 +136,65 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
     monkeypatch.setattr(os, "statvfs", disk.statvfs)
     return disk
+
+
+# -- events that came before ---------------------------------------------------------------
+
+
+def test_a_repeat_is_counted_and_not_stored(desk: Desk) -> None:
+    desk.append("a", repeated=2)
+    desk.append(repeated=1)
+    desk.writer.step()
+
+    assert pending(desk.queue) == ["a"]
+    assert counts(desk.queue.books()) == {"accepted": 4, "duplicates": 3, "pending": 1}
+    assert desk.queue.books().repeated == 3
+
+
+def test_a_repeat_is_not_acknowledged_before_its_first_is_durable(desk: Desk) -> None:
+    """Whatever the disk refuses meanwhile: what came later stays behind it."""
+    desk.append("a")
+    desk.queue.refuses = any_change
+    desk.writer.step()
+    desk.append(repeated=1)
+    desk.queue.refuses = whatever_adds
+    desk.writer.step()
+    desk.writer.step()
+
+    assert desk.safe == []
+
+    desk.queue.refuses = lambda _: False
+    desk.writer.step()
+
+    assert desk.safe == ["a", "counts"]
+
+
+def test_a_repeat_of_what_is_given_up_is_given_up_too(limits: Limits) -> None:
+    desk = desk_of(limits, SystemClock())
+    desk.queue.refuses = any_change
+    desk.writer.start()
+    desk.append("a")
+    desk.append(repeated=1)
+    desk.writer.stop()
+
+    assert [told for told in desk.told if told[0] in ("safe", "lost")] == [("lost", "a"), ("lost", "counts")]
+
+
+def test_dead_letters_are_told_once_they_are_committed(desk: Desk) -> None:
+    desk.append("a", "b", "c")
+    desk.writer.step()
+    desk.queue.refuses = any_change
+    desk.writer.settle([buried(1, "a", rest=chunk_of("b", "c"))])
+    desk.writer.step()
+
+    assert not [told for told in desk.told if told[0] == "buried"]
+
+    desk.queue.refuses = lambda _: False
+    desk.writer.step()
+    desk.writer.settle([delivered(1, 2)])
+    desk.writer.step()
+
+    assert [told for told in desk.told if told[0] == "buried"] == [("buried", ["a"])]
 
 
 # -- group commit ------------------------------------------------------------------------
