@@ -228,6 +228,7 @@ class Writer:
                 self._clock.wait(self._work, _RETRY_SECONDS)
         for append in self._appends:
             append.done(False)
+        self._queue.close()
 
     def _anything_waits(self) -> bool:
         """Tell whether there is something to commit."""

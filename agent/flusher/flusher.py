@@ -138,6 +138,7 @@ class Flusher:
             self._wake.clear()
         self._senders.close()
         self._take_results()
+        self._store.close()
 
     def step(self) -> float | None:
         """Do what can be done now; return the seconds until there may be more, None for until woken."""

@@ -287,5 +287,5 @@ class Queue(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store; each thread that used it does so for itself, when it has done with it."""
         ...

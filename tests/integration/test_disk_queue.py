@@ -274,10 +274,15 @@ def pragmas(queue: DiskQueue) -> tuple[int, str, int]:
 FULL = (2, "wal", 0)
 
 
-def in_thread(action: Callable[[], Any]) -> Any:
-    """Run something in a thread of its own; return what it returned."""
+def in_thread(queue: DiskQueue, action: Callable[[], Any]) -> Any:
+    """Run something in a thread of its own, which then lets go of the queue; return what it returned."""
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(action()))
+
+    def run() -> None:
+        results.append(action())
+        queue.close()
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join(PATIENCE)
     return results[0]
@@ -288,7 +293,7 @@ def test_commits_are_fully_synced(queue: DiskQueue) -> None:
 
 
 def test_commits_of_another_thread_are_fully_synced(queue: DiskQueue) -> None:
-    assert in_thread(lambda: pragmas(queue)) == FULL
+    assert in_thread(queue, lambda: pragmas(queue)) == FULL
 
 
 def test_commits_after_an_error_are_fully_synced(queue: DiskQueue) -> None:
@@ -305,7 +310,7 @@ def test_commits_to_a_directory_that_was_synced_less_are_fully_synced(directory:
     queue = DiskQueue(directory)
 
     assert pragmas(queue) == FULL
-    assert in_thread(lambda: pragmas(queue)) == FULL
+    assert in_thread(queue, lambda: pragmas(queue)) == FULL
     queue.close()
 
 
@@ -367,7 +372,7 @@ def mode(path: Path) -> int:
 def test_directory_and_files_are_for_their_owner_only_whatever_the_umask(directory: Path, umask: int) -> None:
     queue = DiskQueue(directory)
     held = QueueLock(directory)
-    in_thread(lambda: queue.commit(Change(appends=[incompressible(1 << 20)])))
+    in_thread(queue, lambda: queue.commit(Change(appends=[incompressible(1 << 20)])))
 
     assert mode(directory) == 0o700
     assert {path.name: mode(path) for path in directory.iterdir()} == dict.fromkeys(
