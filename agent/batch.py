@@ -95,6 +95,25 @@ class Part:
 
 
 @dataclass(slots=True)
+class Cut:
+    """A batch that failed as a whole and was halved: when all of its events pass, it was too large.
+
+    Attributes:
+        events: how many events it had.
+        size: bytes of its body.
+        left: how many of its events have not passed yet.
+        above: what it was cut from itself.
+        spoiled: an event of it turned out to be bad.
+    """
+
+    events: int
+    size: int
+    left: int
+    above: Cut | None
+    spoiled: bool = False
+
+
+@dataclass(slots=True)
 class Batch:
     """The events of one request.
 
@@ -109,6 +128,7 @@ class Batch:
             was cut from; infinite before.
         failed_at: the same for the last time.
         resent: it was sent again because the sums differed.
+        cut: what it was cut from.
     """
 
     id: str
@@ -119,6 +139,7 @@ class Batch:
     doubted_at: float = math.inf
     failed_at: float = math.inf
     resent: bool = False
+    cut: Cut | None = None
     events: int = field(init=False)
     size: int = field(init=False)
 
@@ -134,7 +155,37 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """Return its first and second half; it must have two events."""
         middle = self.events // 2
-        return self.choose(range(middle), ".1"), self.choose(range(middle, self.events), ".2")
+        first, second = self.choose(range(middle), ".1"), self.choose(range(middle, self.events), ".2")
+        first.cut = second.cut = Cut(self.events, self.size, self.events, self.cut)
+        return first, second
+
+    def fit(self, max_events: int, max_bytes: int) -> tuple[Batch, Batch | None]:
+        """Return its first events, as many as may go together, and the rest; one may always go."""
+        if self.events <= max_events and self.size <= max_bytes:
+            return self, None
+        size = OVERHEAD
+        for count, line in enumerate(line for part in self.parts for line in part.lines()):
+            size += len(line) + 1
+            if count and (count == max_events or size - 1 > max_bytes):
+                return self.choose(range(count), ".1"), self.choose(range(count, self.events), ".2")
+        return self, None
+
+    def passed(self) -> list[Cut]:
+        """Note that all of its events are at the server; return what was too large, as that shows."""
+        found, cut = [], self.cut
+        while cut is not None:
+            cut.left -= self.events
+            if cut.left == 0 and not cut.spoiled:
+                found.append(cut)
+            cut = cut.above
+        return found
+
+    def spoil(self) -> None:
+        """Note that it is not the size of what it was cut from that is wrong."""
+        cut = self.cut
+        while cut is not None:
+            cut.spoiled = True
+            cut = cut.above
 
     def choose(self, indices: Sequence[int], mark: str = "") -> Batch:
         """Return a batch of the events at these places of the request, ascending."""
@@ -158,6 +209,7 @@ class Batch:
             self.first_attempt,
             doubted_at=self.doubted_at,
             failed_at=self.failed_at,
+            cut=self.cut,
         )
 
     def line(self, index: int) -> bytes:

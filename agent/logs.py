@@ -176,6 +176,8 @@ def _arrange(logger: Any, _: str, entry: MutableMapping[str, Any]) -> Mapping[st
     # structlog calls the message "event"; here that word means something else.
     entry["message"] = entry.pop("event", "")
     entry["logger"] = getattr(logger, "name", "")
+    if not entry.get("hint", True):
+        del entry["hint"]  # nothing is to be done
     front = {key: _clean(entry.pop(key), 0) for key in _FIRST_KEYS if key in entry}
     traceback_text = entry.pop("exception", None)
     back = {} if traceback_text is None else {"exception": _text(traceback_text, lines=True)}

@@ -74,12 +74,10 @@ class Pipeline:
             max_line_bytes=settings.max_line_bytes,
         )
         self.seen = Seen()
-        limits = Limits(
-            settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
-        )
+        self._pace = Pace(settings.requests_per_minute, settings.backoff_max)
         self.writer = Writer(
             self.queue,
-            limits,
+            _limits(settings),
             clock,
             on_commit=self._committed,
             on_room=on_room,
@@ -92,15 +90,18 @@ class Pipeline:
             self._connect,
             clock=clock,
             server_clock=self.server_clock,
-            pace=Pace(settings.requests_per_minute, settings.backoff_max),
-            options=Options(
-                settings.flush_interval,
-                settings.max_batch_events,
-                settings.max_batch_bytes,
-                settings.max_in_flight,
-            ),
+            pace=self._pace,
+            options=_options(settings),
             token=self.token.current,
         )
+
+    def configure(self, settings: Settings) -> None:
+        """Go by other settings from now on, those of `agent.reload.RELOADABLE` that concern us."""
+        self.token.become(TokenSource.from_settings(settings))
+        self._pace.requests_per_minute = settings.requests_per_minute
+        self._pace.backoff_max = settings.backoff_max
+        self.writer.configure(_limits(settings))
+        self.flusher.configure(_options(settings))
 
     def start(self) -> None:
         """Start the threads."""
@@ -143,6 +144,8 @@ class Pipeline:
         if delivery.last_error is not None:
             return delivery.last_error
         if delivery.held and delivery.state == "idle":
+            if pending == 1:
+                return "1 event waits until its own timestamp has passed"
             return f"{pending} events wait until their own timestamps have passed"
         return "there was not enough time"
 
@@ -177,3 +180,22 @@ class Pipeline:
         return PolarClient(
             self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
         )
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return what concerns the writer."""
+    return Limits(
+        settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
+    )
+
+
+def _options(settings: Settings) -> Options:
+    """Return what concerns the flusher."""
+    return Options(
+        settings.flush_interval,
+        settings.max_batch_events,
+        settings.max_batch_bytes,
+        settings.max_in_flight,
+        settings.batch_ceiling,
+        settings.request_timeout,
+    )

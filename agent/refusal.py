@@ -120,7 +120,7 @@ def full_check(line: bytes, latest: datetime, *, personal_token: bool = False) -
             kind = "string_too_long"
         elif "finite" in error.reason:
             kind = "metadata_value"
-        return Refusal(kind, (error.field,), error.reason)
+        return Refusal(kind, error.loc, error.reason)
     if personal_token and event.organization_id is None:
         return Refusal("missing", ("organization_id",), "a personal access token needs organization_id")
     if not personal_token and event.organization_id is not None:

@@ -66,12 +66,14 @@ class PoisonError(Exception):
     Attributes:
         field: the field at fault.
         reason: why, in words for the producer.
+        loc: the way to the value at fault, beginning with the field.
     """
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, *within: str) -> None:
         super().__init__(field, reason)
         self.field = field
         self.reason = reason
+        self.loc = (field, *within)
 
 
 # -- the models ------------------------------------------------------------------------
@@ -229,19 +231,20 @@ def check_poison(event: Event) -> None:
     if isinstance(event, EventCreateExternalCustomer):
         texts["external_member_id"] = event.external_member_id
     for field, value in (*texts.items(), ("metadata", event.metadata)):
-        for leaf in _leaves(value):
+        for within, leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
-                raise PoisonError(field, "a number that is not finite")
+                raise PoisonError(field, "a number that is not finite", *within)
             if isinstance(leaf, str) and not _is_unicode(leaf):
-                raise PoisonError(field, "half of a surrogate pair, which is no character")
+                raise PoisonError(field, "half of a surrogate pair, which is no character", *within)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: Any, within: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every plain value, after the keys that lead to it."""
     if isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
+        for key, item in value.items():
+            yield from _leaves(item, (*within, key))
     else:
-        yield value
+        yield within, value
 
 
 def _is_unicode(text: str) -> bool:

@@ -13,21 +13,25 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.collector.peers import AllowList
-from agent.collector.sockets import listen
+from agent.collector.sockets import adopt, listen
 from agent.collector.unix import Collector
-from agent.logs import get
+from agent.errors import AgentError
+from agent.logs import configure, get
 from agent.operations import purge_dead, retry_dead
 from agent.pipeline import Pipeline
+from agent.reload import changes, merged
+from agent.settings_child import load_anew
+from agent.signals import Signals
 from agent.stats import Snapshot
+from agent.systemd import Notifier, passed_sockets
+from agent.units import counted
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from pathlib import Path
 
     from agent.clock import Clock
     from agent.settings import Settings
@@ -43,22 +47,27 @@ class Service:
     Args:
         settings: all of them.
         clock: for time and waiting.
+        config: the settings file of the command line, for loading the settings anew.
 
     Raises:
         AgentError: it cannot start, and why.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, config: Path | None = None) -> None:
         self._settings = settings
+        self._config = config
         self._clock = clock
         self._log = get("service")
         self._started = clock.monotonic()
-        self._signals = 0
-        self._signalled = threading.Event()
-        allowed = AllowList(settings.allowed_users, settings.allowed_groups)
+        self._signals = Signals()
+        self._notifier = Notifier(os.environ, os.getpid())
+        self._allowed = AllowList(settings.allowed_users, settings.allowed_groups)
         self._pipeline = Pipeline(settings, clock, on_room=self._room_changed)
+        passed = passed_sockets(os.environ, os.getpid())
         try:
-            bound = listen(settings.socket_path, mode=settings.socket_mode, group=settings.socket_group)
+            bound = adopt(passed, settings.socket_path) or listen(
+                settings.socket_path, mode=settings.socket_mode, group=settings.socket_group
+            )
         except BaseException:
             self._pipeline.queue.close()
             raise
@@ -71,14 +80,13 @@ class Service:
             server_now=self._pipeline.server_clock.now,
             max_line_bytes=settings.max_line_bytes,
             max_connections=settings.max_connections,
-            allowed=allowed,
+            allowed=self._allowed,
             drop_when_full=settings.when_full == "drop_newest",
         )
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit code."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._signals.install()
         _raise_file_limit()
         self._pipeline.start()
         self._collector.start()
@@ -111,16 +119,71 @@ class Service:
         # What was made so far stays: the collector of garbage need not look at it again.
         gc.collect()
         gc.freeze()
-        code = 0
-        while not self._signalled.wait(_LOOK_SECONDS):
-            dead = self._dead_thread()
-            if dead is not None:
-                self._log.error("a thread has died: stopping", thread=dead)
-                code = 1
-                break
+        self._notifier.ready(self._in_a_line())
+        code = self._watch()
+        self._notifier.stopping()
         self._stop()
         api.stop()
         return code
+
+    def _watch(self) -> int:
+        """Wait for the end; return the exit code."""
+        look = _LOOK_SECONDS
+        if self._notifier.watchdog_seconds is not None:
+            look = min(look, self._notifier.watchdog_seconds / 3)
+        while True:
+            self._signals.wait(look)
+            reload = self._signals.take_reload()
+            if self._signals.stops:
+                return 0
+            dead = self._dead_thread()
+            if dead is not None:
+                self._log.error("a thread has died: stopping", thread=dead)
+                return 1
+            if reload:
+                self._reload()
+            self._notifier.alive(self._in_a_line())
+
+    def _reload(self) -> None:
+        """Load the settings anew; what is wrong leaves the old ones in force."""
+        self._notifier.reloading()
+        try:
+            new = load_anew(self._config)
+            allowed = AllowList(new.allowed_users, new.allowed_groups)
+        except AgentError as error:
+            self._log.error(
+                "the settings were not reloaded: the old ones stay in force",
+                subject=error.subject,
+                reason=error.reason,
+                hint=error.hint,
+            )
+            self._notifier.ready(f"the old settings are in force: {error.subject}: {error.reason}")
+            return
+        now, later = changes(self._settings, new)
+        self._settings = merged(self._settings, new)
+        self._allowed.become(allowed)
+        kind = self._pipeline.token.kind
+        self._pipeline.configure(self._settings)
+        if self._pipeline.token.kind != kind:
+            later.append("access_token (that of a person and of an organization are checked differently)")
+        self._collector.configure(
+            max_connections=new.max_connections, drop_when_full=new.when_full == "drop_newest"
+        )
+        configure(new.log_level, new.log_format)
+        self._log.info("the settings were reloaded", changed=now)
+        if later:
+            self._log.warning("some settings need a restart: their old values are in force", settings=later)
+        problem = self._pipeline.token.problem
+        if problem:
+            self._log.error("nothing can be delivered: events stay in the queue", reason=problem)
+        self._notifier.ready(self._in_a_line())
+
+    def _in_a_line(self) -> str:
+        """Return how everything stands, for `systemctl status`."""
+        delivery = self._pipeline.flusher.delivery
+        pending = self._pipeline.queue.books().pending
+        trouble = f": {delivery.last_error}" if delivery.last_error else ""
+        return f"{counted(pending, 'event')} pending; delivery {delivery.state}{trouble}"
 
     def snapshot(self) -> Snapshot:
         """Return how everything stands."""
@@ -139,7 +202,7 @@ class Service:
         pipeline = self._pipeline
         self._log.info("stopping", pending=pipeline.queue.books().pending)
         self._collector.stop()
-        pipeline.drain(self._settings.shutdown_timeout, give_up=lambda: self._signals > 1)
+        pipeline.drain(self._settings.shutdown_timeout, give_up=lambda: self._signals.stops > 1)
         pipeline.stop()
         self._collector.close()
         pending = pipeline.queue.books().pending
@@ -159,12 +222,6 @@ class Service:
         }
         return next((name for name, lives in alive.items() if not lives), None)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Ask the main thread to stop; a second signal ends the waiting for deliveries."""
-        del number, frame
-        self._signals += 1
-        self._signalled.set()
-
     # -- the local API -----------------------------------------------------------------
 
     def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
@@ -172,7 +229,7 @@ class Service:
         del body
         seconds = float(query.get("timeout", "60"))
         drained = self._pipeline.drain(
-            min(max(seconds, 0.0), _MAX_FLUSH_SECONDS), give_up=self._signalled.is_set
+            min(max(seconds, 0.0), _MAX_FLUSH_SECONDS), give_up=lambda: bool(self._signals.stops)
         )
         return {"remaining": drained.remaining, "reason": drained.reason}
 

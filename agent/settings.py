@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationE
 
 from agent import config_sources, places
 from agent import settings_values as read
+from agent.ceiling import MOST_EVENTS
 from agent.config_sources import Layer, Problem
 from agent.errors import SettingsError
 from agent.lean import deferred
@@ -161,7 +162,8 @@ class Settings(BaseSettings):
     )
     max_batch_events: Annotated[int, read.whole_number(1, 20_000)] = _setting(
         500,
-        doc="The most events in one request.",
+        doc="So many events make a request; set, no request has more. Not set, requests grow up to "
+        "4,681 events while more are waiting and answers are quick.",
         shown="500",
     )
     max_batch_bytes: Annotated[int, read.size(4 * KIB, 10 * MIB)] = _setting(
@@ -261,6 +263,12 @@ class Settings(BaseSettings):
     def server_url(self) -> str:
         """The server's address, without a slash at its end and without `/v1`."""
         return self.base_url or SERVERS[self.environment]
+
+    @property
+    def batch_ceiling(self) -> int:
+        """The most events in one request: what the user said, or what a quick server may get."""
+        chosen = "max_batch_events" in self.model_fields_set
+        return self.max_batch_events if chosen else max(self.max_batch_events, MOST_EVENTS)
 
     @property
     def sources(self) -> Mapping[str, str]:

@@ -56,6 +56,10 @@ class TokenSource:
         token = settings.access_token
         return cls(None if token is None else token.get_secret_value(), settings.access_token_file)
 
+    def become(self, other: TokenSource) -> None:
+        """Give from now on what another source gives."""
+        self._file, self._reading = other._file, other._reading
+
     def current(self) -> str | None:
         """Return the token, or None; then `problem` says why."""
         return self._refresh().token

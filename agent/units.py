@@ -81,6 +81,11 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 event`, `2 events`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def rough_size(count: float) -> str:
     """Return a number of bytes, rounded, in the largest unit that suits it."""
     for unit in ("bytes", "KiB", "MiB"):

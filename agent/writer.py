@@ -152,6 +152,11 @@ class Writer:
         """Start the thread."""
         self._thread.start()
 
+    def configure(self, limits: Limits) -> None:
+        """Go by other limits from now on."""
+        self._limits = limits
+        self._work.set()
+
     def stop(self) -> None:
         """Commit what waits, then end; appends that the disk refuses are given up unacknowledged."""
         self._stopping = True

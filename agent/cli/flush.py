@@ -62,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"empty": remaining == 0, "remaining": remaining, "reason": reason})
     elif remaining:
-        print(f"{remaining} events remain in the queue: {reason}")
+        from agent.units import counted
+
+        verb = "remains" if remaining == 1 else "remain"
+        print(f"{counted(remaining, 'event')} {verb} in the queue: {reason}")
     else:
         print("the queue is empty: Polar has every event")
     return 1 if remaining else 0

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Runs the daemon in the foreground: takes events on the socket, keeps them safe on disk, and "
-    "delivers them to Polar. SIGTERM or Ctrl-C ends it; what is not delivered by then stays on disk."
+    "delivers them to Polar. SIGTERM or Ctrl-C ends it; what is not delivered by then stays on disk. "
+    "SIGHUP loads the settings anew."
 )
 EPILOG = """\
 examples:
@@ -39,4 +40,4 @@ def run(args: argparse.Namespace) -> int:
 
     settings = child.settings()
     logs.configure(settings.log_level, settings.log_format)
-    return Service(settings, SystemClock()).run()
+    return Service(settings, SystemClock(), config=args.config).run()

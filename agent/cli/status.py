@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
-from agent.units import rough_size
+from agent.units import counted, rough_size
 
 if TYPE_CHECKING:
     import argparse
@@ -104,7 +104,7 @@ def _text(document: dict[str, Any], lost: int = 0) -> str:
         state += f", next attempt in {_span(following)}"
     lines = [
         f"daemon     {runs}",
-        f"queue      {queue['events']} events pending, {rough_size(queue['bytes'])}{waits}",
+        f"queue      {counted(queue['events'], 'event')} pending, {rough_size(queue['bytes'])}{waits}",
         f"           {queue['path']}",
         f"delivery   {state}",
     ]
@@ -120,7 +120,7 @@ def _text(document: dict[str, Any], lost: int = 0) -> str:
     if lost:
         lines.append(f"           {lost} of the dropped were lost to damage")
     if queue["dead"]:
-        lines.append(f"dead       {queue['dead']} dead letters: see `agent dead list`")
+        lines.append(f"dead       {counted(queue['dead'], 'dead letter')}: see `agent dead list`")
     return "\n".join(lines)
 
 

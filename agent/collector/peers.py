@@ -54,13 +54,10 @@ class AllowList:
     """
 
     def __init__(self, users: Sequence[str], groups: Sequence[str]) -> None:
-        self._uids = frozenset(
-            _number("allowed_users", name, lambda n: pwd.getpwnam(n).pw_uid) for name in users
+        self._numbers = (
+            frozenset(_number("allowed_users", name, lambda n: pwd.getpwnam(n).pw_uid) for name in users),
+            frozenset(_number("allowed_groups", name, lambda n: grp.getgrnam(n).gr_gid) for name in groups),
         )
-        self._gids = frozenset(
-            _number("allowed_groups", name, lambda n: grp.getgrnam(n).gr_gid) for name in groups
-        )
-        self.everyone = not (self._uids or self._gids)
         if not self.everyone and _SO_PEERCRED is None:
             raise UsageError(
                 "limit who may connect",
@@ -69,9 +66,19 @@ class AllowList:
                 "leave them out and use socket_mode and socket_group",
             )
 
+    def become(self, other: AllowList) -> None:
+        """Let in from now on whom another list lets in."""
+        self._numbers = other._numbers  # in one step: other threads ask meanwhile
+
+    @property
+    def everyone(self) -> bool:
+        """True when nobody is kept out."""
+        return not any(self._numbers)
+
     def allows(self, peer: Peer) -> bool:
         """Tell whether `peer` may connect."""
-        return self.everyone or peer.uid in self._uids or not self._gids.isdisjoint(peer.gids)
+        uids, gids = self._numbers
+        return not (uids or gids) or peer.uid in uids or not gids.isdisjoint(peer.gids)
 
 
 def _number(setting: str, name: str, look_up: Callable[[str], int]) -> int:

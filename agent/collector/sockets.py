@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 BACKLOG = 1024
+_NOT_OURS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,18 @@ class BoundSocket:
         with contextlib.suppress(OSError):
             if self.path.lstat().st_ino == self.inode:
                 self.path.unlink()
+
+
+def adopt(sockets: Iterable[socket.socket], path: Path) -> BoundSocket | None:
+    """Return the one of passed sockets that listens at `path`, if one does.
+
+    Its file belongs to whoever passed it: nothing of it is changed, now or at the end.
+    """
+    for sock in sockets:
+        if sock.family == socket.AF_UNIX and sock.getsockname() == str(path):
+            sock.setblocking(False)
+            return BoundSocket(sock, path, _NOT_OURS)
+    return None
 
 
 def listen(path: Path, *, mode: int, group: str | None = None) -> BoundSocket:

@@ -110,6 +110,7 @@ class Collector:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._listening = False
+        self._listen_again = False  # there may be room for new connections now
         self._stopping = False
         self._refused_peers: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="collector")
@@ -125,6 +126,13 @@ class Collector:
         self._stopping = True
         self.wake()
         self._thread.join()
+
+    def configure(self, *, max_connections: int, drop_when_full: bool) -> None:
+        """Go by other settings from now on; from any thread."""
+        self._max_connections = max_connections
+        self._drop_when_full = drop_when_full
+        self._listen_again = True
+        self.wake()
 
     def close(self) -> None:
         """Close all connections; call it when the writer has stopped."""
@@ -372,6 +380,9 @@ class Collector:
                     break
             except BlockingIOError:
                 break
+        if self._listen_again and not self._stopping:
+            self._listen_again = False
+            self._listen(True)
         while self._attention:
             connection = self._attention.popleft()
             if not connection.closed:

@@ -8,11 +8,12 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.answer import Answer, NoAnswer
-from agent.batch import Batch
+from agent.batch import OVERHEAD, Batch
+from agent.ceiling import Ceiling
 from agent.errors import QueueError
 from agent.flusher.delivery import Delivery, state_of
 from agent.flusher.held import Held, due_of
-from agent.flusher.intake import Intake, Options
+from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.letters import dead_letters
 from agent.flusher.senders import Sender, Senders
 from agent.flusher.suspicion import Evidence, Fate, Suspects
@@ -76,6 +77,10 @@ class Flusher:
         self._intake = Intake(
             store, writer, self._held, clock=clock, server_clock=server_clock, options=options
         )
+        patience = options.request_timeout / 6
+        self._most_events = Ceiling(options.max_batch_events, options.batch_ceiling, patience)
+        most_bytes = options.max_batch_bytes - OVERHEAD
+        self._most_bytes = Ceiling(most_bytes, most_bytes, patience)
         self._again: deque[Batch] = deque()  # to be sent before anything new, in order
         self._suspects = Suspects()
         self._evidence = Evidence()
@@ -120,6 +125,12 @@ class Flusher:
     def relax(self) -> None:
         """End of `hurry`."""
         self._urgent -= 1
+
+    def configure(self, options: Options) -> None:
+        """Go by other settings from now on."""
+        self._options = options
+        self._intake.configure(options)
+        self._wake.set()
 
     def stop(self) -> None:
         """End, and break off running requests; what they carried stays in the queue."""
@@ -194,26 +205,34 @@ class Flusher:
 
     def _next_batch(self, now: float) -> tuple[Batch | None, float | None]:
         """Choose what goes next; None with the seconds until there is something."""
-        self._release_held()
+        room = Room(self._most_events.size(now), self._most_bytes.size(now) + OVERHEAD)
+        self._release_held(room)
         if self._again:
-            return self._again.popleft(), None
+            return self._fit(self._again.popleft(), room), None
         due = self._suspects.due(now)
         if due and (self._suspects.many or not self._intake.waits):
-            return self._suspects.pop(), None
+            return self._fit(self._suspects.pop(), room), None
         # When requests are what is scarce, each goes out full.
-        fresh = self._intake.take(urgent=self._urgent > 0, fill=self._pace.scarce)
+        fresh = self._intake.take(room, urgent=self._urgent > 0, fill=self._pace.scarce)
         if isinstance(fresh, Batch):
             return fresh, None
         self._enough = fresh.events
         if due:
-            return self._suspects.pop(), None
+            return self._fit(self._suspects.pop(), room), None
         waits = (fresh.seconds, self._held.wait(self._server_clock.now()), self._suspects.wait(now))
         return None, min((seconds for seconds in waits if seconds is not None), default=None)
 
-    def _release_held(self) -> None:
+    def _fit(self, batch: Batch, room: Room) -> Batch:
+        """Cut off what is too much by now."""
+        first, rest = batch.fit(room.events, room.bytes)
+        if rest is not None:
+            self._again.appendleft(rest)
+        return first
+
+    def _release_held(self, room: Room) -> None:
         """Take up what has become due; what is more than a batch can wait where it is."""
         now = self._server_clock.now()
-        while self._held.due(now) and not self._intake.full:
+        while self._held.due(now) and not self._intake.fills(room):
             item = self._held.pop()
             if isinstance(item, Batch):
                 self._again.append(item)
@@ -227,6 +246,8 @@ class Flusher:
         body = _EMPTY
         if batch is not None:
             body = batch.body()
+            self._most_events.sent(batch.events)
+            self._most_bytes.sent(batch.size - OVERHEAD)
             batch.attempts += 1
             batch.first_attempt = batch.first_attempt or self._clock.wall()
         self._pace.take(now)
@@ -260,6 +281,8 @@ class Flusher:
         outcome = result.outcome
         verdict = judge(outcome, batch.events)
         now = self._clock.monotonic()
+        untried = self._most_events.untried(batch.events)
+        self._learn_size(result, batch, verdict, now)
         asked = 0.0
         if isinstance(outcome, Answer):
             asked = retry_after(outcome.retry_after, self._server_clock.now())
@@ -278,7 +301,7 @@ class Flusher:
             case Action.SPLIT:
                 self._refused(batch, verdict, now)
             case Action.RETRY if verdict.suspect:
-                self._suspect(batch, verdict, now, asked)
+                self._suspect(batch, verdict, now, asked, untried=untried)
             case Action.RETRY:
                 self._again.appendleft(batch)
                 self._in_trouble(verdict, self._pace.failed(now, asked))
@@ -288,6 +311,36 @@ class Flusher:
             case Action.HOLD:
                 self._again.appendleft(batch)
                 self._hold(verdict, now)
+
+    def _learn_size(self, result: Result, batch: Batch, verdict: Verdict, now: float) -> None:
+        """Learn from an answer how large batches may be."""
+        of_events = batch.size - OVERHEAD
+        ceilings = ((self._most_events, batch.events), (self._most_bytes, of_events))
+        if verdict.action is Action.SETTLE:
+            seconds, scarce = result.answered_at - result.sent_at, self._pace.scarce
+            for ceiling, size in ceilings:
+                ceiling.passed(size, seconds, now, scarce=scarce)
+            for cut in batch.passed():
+                if self._most_events.too_much(cut.events, now):
+                    self._tell_size("events", cut.events, self._most_events)
+            return
+        for ceiling, size in ceilings:
+            ceiling.failed(size, unnamed=verdict.suspect or verdict.action is Action.SPLIT)
+        if isinstance(result.outcome, NoAnswer) and result.outcome.kind == "timeout":
+            self._most_events.timed_out(batch.events)
+        elif verdict.status == 413:
+            batch.spoil()  # it says nothing of the number of events
+            if self._most_bytes.too_much(of_events, now, sure=True):
+                self._tell_size("bytes", of_events, self._most_bytes)
+
+    def _tell_size(self, unit: str, size: int, ceiling: Ceiling) -> None:
+        """Log that batches have become smaller."""
+        self._log.warning(
+            "the server does not take such large batches",
+            unit=unit,
+            size=size,
+            largest_that_works=ceiling.works,
+        )
 
     def _hold(self, verdict: Verdict, now: float) -> None:
         """Send nothing until somebody mends it, but for a look now and then."""
@@ -320,6 +373,7 @@ class Flusher:
     def _sift(self, batch: Batch, verdict: Verdict) -> None:
         """Bury or hold the named events; send the rest again."""
         faults = verdict.faults
+        batch.spoil()
         early = {index: fault for index, fault in faults.items() if fault.future}
         dead = [index for index in sorted(faults) if index not in early]
         if dead:
@@ -350,9 +404,9 @@ class Flusher:
             reason = f"{verdict.reason}, whatever we send"
             self._hold(Verdict(Action.HOLD, reason, "see what stands between us and Polar"), now)
 
-    def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float) -> None:
+    def _suspect(self, batch: Batch, verdict: Verdict, now: float, asked: float, *, untried: bool) -> None:
         """The server failed: either it is in trouble, or this batch breaks it."""
-        match self._evidence.after_failure(batch):
+        match self._evidence.after_failure(batch, untried=untried):
             case Fate.HALVE:
                 self._again.extendleft(reversed(batch.halves()))
             case Fate.BURY:
@@ -376,10 +430,11 @@ class Flusher:
         took = isinstance(outcome, Answer) and judge(outcome, 0).action is Action.SETTLE
         self._evidence.probed(result.number, took=took)
         if took:
-            self._again.extend(self._suspects.halves())
+            self._again.extend(self._suspects.halve())
 
     def _bury(self, batch: Batch, faults: list[Fault], status: int) -> None:
         """Make dead letters of a whole batch."""
+        batch.spoil()
         letters = dead_letters(batch, faults, status, self._clock.wall())
         self._writer.settle(batch.settlements(dead=letters))
         self._log.warning(

@@ -30,12 +30,31 @@ _OFFERED_BYTES = 8 << 20  # of chunks that are kept until they are sent, to save
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The settings that concern the flusher; see the README's table."""
+    """The settings that concern the flusher; see the README's table.
+
+    Attributes:
+        flush_interval: seconds that an event may wait for others.
+        max_batch_events: so many events are worth a request.
+        max_batch_bytes: the largest body.
+        max_in_flight: requests at once.
+        batch_ceiling: the most events in one request, when many wait and answers are quick.
+        request_timeout: seconds that one request may take.
+    """
 
     flush_interval: float
     max_batch_events: int
     max_batch_bytes: int
     max_in_flight: int
+    batch_ceiling: int
+    request_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the next batch may have."""
+
+    events: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,10 @@ class Intake:
         self._offered_bytes = 0
         self._offer_lock = threading.Lock()
 
+    def configure(self, options: Options) -> None:
+        """Go by other settings from now on."""
+        self._options = options
+
     def offer(self, keys: Sequence[int], chunks: Sequence[Chunk]) -> None:
         """Get chunks that were just written; they are kept as far as there is room for them."""
         with self._offer_lock:
@@ -103,32 +126,33 @@ class Intake:
         """True when there are events that no batch has carried yet."""
         return bool(self._backlog.parts) or self._cursor < self._store.books().next_key
 
-    @property
-    def full(self) -> bool:
-        """True when what was read makes a full batch."""
-        return self._backlog.full(self._options.max_batch_events, self._options.max_batch_bytes)
+    def fills(self, room: Room) -> bool:
+        """Tell whether what was read makes a full batch."""
+        return self._backlog.full(room.events, room.bytes)
 
     def rewind(self) -> None:
         """Read the queue from its beginning again."""
         self._cursor = 0
 
-    def take(self, *, urgent: bool, fill: bool) -> Batch | Lack:
-        """Make a batch of what is next in the queue, if it is full or old enough.
+    def take(self, room: Room, *, urgent: bool, fill: bool) -> Batch | Lack:
+        """Make a batch of what is next in the queue, if it is enough or old enough.
 
         Args:
+            room: what it may have.
             urgent: whatever is there is enough.
             fill: cut chunks to make it full.
         """
         options, backlog = self._options, self._backlog
-        self._read()
+        self._read(room)
         if not backlog.parts:
             return Lack(1)
-        if not self.full and not urgent:
+        enough = min(room.events, options.max_batch_events)
+        if not backlog.full(enough, room.bytes) and not urgent:
             arrived = backlog.parts[0].lease.chunk.arrived_ms / 1000
             age = self._clock.wall() - arrived
             if 0 <= age < options.flush_interval:
-                return Lack(options.max_batch_events - backlog.events, options.flush_interval - age)
-        parts = backlog.take(options.max_batch_events, options.max_batch_bytes, fill=fill)
+                return Lack(enough - backlog.events, options.flush_interval - age)
+        parts = backlog.take(room.events, room.bytes, fill=fill)
         return Batch(f"b{next(self._numbers)}", parts)
 
     def read_chunk(self, key: int) -> None:
@@ -153,12 +177,12 @@ class Intake:
         else:
             self._backlog.add(Lease(key, chunk).part())
 
-    def _read(self) -> None:
+    def _read(self, room: Room) -> None:
         """Read chunks until there is enough for one batch."""
         end = self._store.books().next_key
         if self._cursor == 0:
             self._cursor = self._store.first_key()
-        while self._cursor < end and not self.full:
+        while self._cursor < end and not self.fills(room):
             key = self._cursor
             self._cursor += 1
             self.read_chunk(key)

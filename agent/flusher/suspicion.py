@@ -14,6 +14,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agent.batch import Batch
 
 FAILURES_TO_BURY = 6
@@ -86,11 +88,16 @@ class Evidence:
         self.refusals += 1
         return Fate.WAIT
 
-    def after_failure(self, batch: Batch) -> Fate:
-        """Say what happens to a batch on which the server failed: either is in trouble."""
+    def after_failure(self, batch: Batch, *, untried: bool = False) -> Fate:
+        """Say what happens to a batch on which the server failed: either is in trouble.
+
+        Args:
+            batch: it.
+            untried: it was larger than what is known to work.
+        """
         others_passed = self.passed > batch.failed_at
         self._count_failure(batch)
-        if batch.events > 1 and others_passed:
+        if batch.events > 1 and (others_passed or untried):
             return Fate.HALVE
         if batch.events == 1 and self._certain(batch):
             return Fate.BURY
@@ -154,9 +161,14 @@ class Suspects:
         """Return the seconds until the oldest may go; None when there is none."""
         return max(_SOONEST, self._waiting[0][0] - now) if self._waiting else None
 
-    def halves(self) -> list[Batch]:
-        """Take all that can be halved, and return their halves."""
-        alone = deque((when, batch) for when, batch in self._waiting if batch.events == 1)
-        halves = [half for _, batch in self._waiting if batch.events > 1 for half in batch.halves()]
-        self._waiting = alone
-        return halves
+    def halve(self) -> Sequence[Batch]:
+        """Take the smallest that can be halved, and return its halves: what breaks it is found soonest."""
+        found = min(
+            (item for item in self._waiting if item[1].events > 1),
+            key=lambda item: item[1].events,
+            default=None,
+        )
+        if found is None:
+            return ()
+        self._waiting.remove(found)
+        return found[1].halves()

@@ -108,6 +108,8 @@ class Settings:
     max_batch_events: int = 4
     max_batch_bytes: int = 1 << 20
     max_in_flight: int = 1
+    batch_ceiling: int | None = None  # the same as `max_batch_events`
+    request_timeout: float = 60.0
     requests_per_minute: float = 600_000
     backoff_max: float = 60.0
     chance: Callable[[], float] = lambda: 0.5
@@ -138,6 +140,8 @@ class Desk:
                 settings.max_batch_events,
                 settings.max_batch_bytes,
                 settings.max_in_flight,
+                settings.batch_ceiling or settings.max_batch_events,
+                settings.request_timeout,
             ),
             token=lambda: self.token,
         )

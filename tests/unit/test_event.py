@@ -771,9 +771,9 @@ def hard_to_compress(size):
 @pytest.mark.parametrize(
     ("members", "kind", "loc"),
     [
-        (b'"metadata":{"k":NaN}', "metadata_value", ("metadata",)),
-        (b'"metadata":{"k":Infinity}', "metadata_value", ("metadata",)),
-        (b'"metadata":{"k":1e400}', "metadata_value", ("metadata",)),
+        (b'"metadata":{"k":NaN}', "metadata_value", ("metadata", "k")),
+        (b'"metadata":{"k":Infinity}', "metadata_value", ("metadata", "k")),
+        (b'"metadata":{"k":1e400}', "metadata_value", ("metadata", "k")),
         (
             b'"metadata":{"_cost":{"amount":NaN,"currency":"usd"}}',
             "finite_number",

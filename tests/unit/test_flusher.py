@@ -663,15 +663,12 @@ def test_an_event_that_is_too_large_alone_is_buried(desk: Desk) -> None:
 
 
 def test_a_batch_that_is_too_large_is_halved_at_once(desk: Desk) -> None:
-    everything = fill(desk, 8)
+    fill(desk, 4)
 
-    def small_only(request: Request) -> Outcome:
-        return ok(len(request.names)) if len(request.names) <= 2 else Answer(413)
+    made = desk.run(takes(2, Answer(413)))
 
-    made = desk.run(small_only)
-
-    assert [len(request.names) for request in made] == [4, 2, 2, 4, 2, 2]
-    assert counts(desk.queue.books()) == {"accepted": len(everything), "delivered": len(everything)}
+    assert [len(request.names) for request in made] == [4, 2, 2]
+    assert counts(desk.queue.books()) == {"accepted": 4, "delivered": 4}
     assert desk.clock.wall() == NOON
 
 
@@ -685,13 +682,143 @@ def test_full_batches_that_are_all_too_much_for_the_server_are_halved(
     desk = make(max_in_flight=in_flight)
     fill(desk, events)
 
-    made = desk.run(
-        lambda request: ok(len(request.names)) if len(request.names) <= 2 else Answer(status), seconds=3600
-    )
+    made = desk.run(takes(2, Answer(status)), seconds=3600)
 
     assert desk.pending == []
     assert desk.dead == []
     assert len(made) <= events * 2 + 12
+
+
+# -- how large a batch may be ------------------------------------------------------------
+
+
+def takes(most: int, refusal: Outcome) -> Callable[[Request], Outcome]:
+    """Return a server that refuses what has more events."""
+    return lambda request: ok(len(request.names)) if len(request.names) <= most else refusal
+
+
+def sizes(made: list[Request]) -> list[int]:
+    return [len(request.names) for request in made]
+
+
+def test_a_backlog_goes_in_ever_larger_batches_up_to_the_ceiling(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681)
+    fill(desk, 20_000, chunk=1000)
+
+    assert sizes(desk.run(takes(4681, SERVER_DOWN))) == [500, 500, 1000, 2000, 4000, 4000, 4000, 4000]
+
+
+def test_a_size_that_a_user_chose_is_the_most(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=500)
+    fill(desk, 5_000, chunk=1000)
+
+    assert sizes(desk.run(Polar())) == [500] * 10
+
+
+def test_without_a_backlog_a_batch_is_as_large_as_what_waits(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681)
+    made = []
+    for first in range(0, 5000, 500):
+        fill(desk, 500, start=first, chunk=100)
+        made += desk.run(Polar())
+
+    assert sizes(made) == [500] * 10
+
+
+def test_a_larger_batch_is_tried_alone(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681, max_in_flight=4)
+    fill(desk, 20_000, chunk=500)
+    for request in desk.sent():
+        desk.answer(request, ok(500))
+
+    assert sizes(desk.sent()) == [1000, 500, 500, 500]
+
+
+@pytest.mark.parametrize("refusal", [SERVER_DOWN, Answer(400)], ids=["500", "400"])
+@pytest.mark.parametrize("most", [60, 499, 700, 1234, 2340, 4681])
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_the_largest_size_that_works_is_found_and_kept(
+    make: Callable[..., Desk], refusal: Outcome, most: int, in_flight: int
+) -> None:
+    """Polar fails on more than 4,681 pairs of an event and a meter, whichever events these are."""
+    desk = make(max_batch_events=500, batch_ceiling=4681, max_in_flight=in_flight, requests_per_minute=6e5)
+    fill(desk, most * 60, chunk=100)
+
+    made = desk.run(takes(most, refusal))
+
+    assert desk.dead == []
+    assert desk.pending == []
+    assert len(made) < 120
+    assert max(size for size in sizes(made) if size <= most) >= 0.8 * most
+
+
+def test_a_size_that_fails_is_not_tried_again_at_once_but_after_a_while(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681)
+
+    def refused(server: Callable[[Request], Outcome]) -> int:
+        fill(desk, 60_000, start=desk.queue.books().accepted, chunk=100)
+        return sum(size > 1234 for size in sizes(desk.run(server)))
+
+    limited = takes(1234, SERVER_DOWN)
+    assert 1 <= refused(limited) <= 8
+    assert refused(limited) == 0
+    desk.clock.advance(200)
+    assert 1 <= refused(limited) <= 8
+    desk.clock.advance(400)
+    assert refused(takes(4681, SERVER_DOWN)) > 10
+
+
+def test_what_was_learned_of_the_size_is_logged_once(
+    make: Callable[..., Desk], capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681)
+    fill(desk, 60_000, chunk=100)
+
+    desk.run(takes(1234, SERVER_DOWN))
+
+    told = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
+    learned = [one for one in told if one["message"] == "the server does not take such large batches"]
+    assert 1 <= len(learned) <= 6
+    assert learned[-1]["largest_that_works"] <= 1234 < learned[-1]["size"]
+
+
+def test_a_server_that_fails_at_random_keeps_its_large_batches(make: Callable[..., Desk]) -> None:
+    chance = random.Random(7)
+    desk = make(max_batch_events=500, batch_ceiling=4681)
+    fill(desk, 400_000, chunk=1000)
+
+    made = desk.run(lambda request: SERVER_DOWN if chance.random() < 0.3 else ok(len(request.names)))
+
+    assert desk.dead == []
+    assert sum(sizes(made)) < 400_000 * 1.7
+    assert len(made) < 800
+
+
+def test_a_batch_that_is_not_answered_in_time_goes_again_in_smaller_ones(
+    make: Callable[..., Desk],
+) -> None:
+    desk = make(max_batch_events=500)
+    fill(desk, 1000, chunk=500)
+
+    made = desk.run(takes(100, NoAnswer("timeout", "no complete answer within 60 s")))
+
+    assert sizes(made)[:4] == [500, 250, 125, 62]
+    assert len(made) < 30
+    assert desk.pending == []
+
+
+def test_what_is_too_large_by_bytes_is_learned_from_a_413(make: Callable[..., Desk]) -> None:
+    """A proxy of the user's takes a megabyte, say."""
+    desk = make(max_batch_events=500, max_batch_bytes=5 << 20)
+    for number in range(200):
+        desk.put(number, filler=100_000)
+
+    made = desk.run(lambda request: ok(len(request.names)) if len(request.body) <= 1 << 20 else Answer(413))
+
+    refused = [request for request in made if len(request.body) > 1 << 20]
+    assert len(refused) <= 6
+    assert len(made) <= 40
+    assert desk.dead == []
 
 
 # -- when the server is in trouble -------------------------------------------------------

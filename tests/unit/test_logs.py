@@ -53,6 +53,12 @@ class TestLines:
         assert (line["level"], line["logger"], line["message"]) == ("info", "flusher", "delivered")
         assert (line["count"], line["seconds"]) == (500, 0.5)
 
+    def test_a_hint_that_says_nothing_is_left_out(self, lines):
+        logs.get("x").info("a", hint="")
+        logs.get("x").info("b", hint="mend it")
+        assert [line.get("hint") for line in lines()] == [None, "mend it"]
+        assert "hint" not in lines()[0]
+
     def test_the_time_is_utc_in_iso_8601(self, lines):
         logs.get("x").info("now")
         written = lines()[0]["timestamp"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.units import Invalid, format_duration, format_size, parse_duration, parse_size
+from agent.units import Invalid, counted, format_duration, format_size, parse_duration, parse_size, rough_size
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,16 @@ def test_a_size_that_was_printed_is_read_back_as_the_same_number(size):
 @given(st.floats(min_value=0.001, max_value=1e6))
 def test_a_duration_that_was_printed_is_read_back_as_the_same_number(seconds):
     assert parse_duration(format_duration(seconds)) == seconds
+
+
+def test_a_count_and_its_noun_agree():
+    assert [counted(number, "event") for number in (0, 1, 2)] == ["0 events", "1 event", "2 events"]
+
+
+def test_rough_sizes_are_in_the_largest_unit_that_suits():
+    assert [rough_size(size) for size in (5, 2048, 3 << 20, 5 << 30)] == [
+        "5 bytes",
+        "2 KiB",
+        "3 MiB",
+        "5.0 GiB",
+    ]
