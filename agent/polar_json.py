@@ -11,6 +11,8 @@ import json
 import sys
 from typing import Any
 
+import msgspec
+
 MAX_DEPTH = 910
 """Levels of arrays and objects that an event may have.
 
@@ -23,6 +25,33 @@ MAX_INT_DIGITS = 4300
 """Digits of the longest integer that the server reads: the default limit of its interpreter."""
 
 _FATAL_DEPTH = 20_000  # 2,000 levels were answered with 500, 200,000 with 400; it is somewhere between
+
+
+MAX_BODY = 10_485_760
+"""Bytes of the largest body that the server takes."""
+
+
+class _Body(msgspec.Struct):
+    events: list[msgspec.Raw]
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+def event_lines(body: bytes) -> list[bytes]:
+    """Return the events of a body `{"events": […]}`, each as it came, but on one line.
+
+    Raises:
+        ValueError: it is not one, or one that only the server's more lenient parser reads.
+    """
+    if not body.isascii():
+        body.decode()
+    try:
+        events = _BODY.decode(body).events
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    # A line break in JSON is never part of a value.
+    return [bytes(event).replace(b"\n", b" ").replace(b"\r", b" ") for event in events]
 
 
 class BodyError(ValueError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from agent.ingest_body import error_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,28 +54,12 @@ def plain_error(status: int, headers: Mapping[str, str] | None = None) -> Respon
 
 
 def validation_error(error: str, detail: list[Any]) -> Response:
-    """Return 422; raise CrashError when it cannot be written.
-
-    It repeats the input, and input with NaN or half a surrogate pair is no JSON: this is
-    how a harmless mistake in one event makes the real server fail for the whole batch.
-    """
+    """Return 422; raise CrashError when it cannot be written: then the real server fails."""
     try:
-        text = json.dumps(
-            {"error": error, "detail": detail},
-            ensure_ascii=False,
-            allow_nan=False,
-            separators=(",", ":"),
-            default=_plain,
-        )
-        content = text.encode()
+        content = error_json(error, detail)
     except (ValueError, RecursionError) as failure:
         raise CrashError("the error cannot be written as JSON") from failure
     return Response(content, 422, media_type="application/json")
-
-
-def _plain(value: Any) -> Any:
-    """Return what stands for an object; an exception in an error's context is written as {}."""
-    return vars(value) if isinstance(value, Exception) else str(value)
 
 
 def to_micros(moment: datetime) -> int:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from agent.emulator.answers import ApiError, plain_error
 from agent.emulator.faults import Roll
+from agent.polar_json import MAX_BODY
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 DEFAULT_VERSION = "2026-04"
 VERSIONS = (DEFAULT_VERSION, "2026-10")
-MAX_BODY = 10_485_760
 RETRY_AFTER = "60"
 
 _INGEST = "/v1/events/ingest"
