@@ -1,6 +1,19 @@
-"""Which addresses are this machine."""
+"""Addresses: which are this machine, and what `HOST:PORT` says."""
 
 from __future__ import annotations
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("is not HOST:PORT")
+    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ class Answer:
         retry_after: the `Retry-After` header as it came, if it did.
         server_time: the `Date` header as Unix seconds, if it came and could be read.
         location: the `Location` header of a redirect.
+        content_type: the `Content-Type` header, if it came.
     """
 
     status: int
@@ -25,6 +26,7 @@ class Answer:
     retry_after: str | None = None
     server_time: float | None = None
     location: str | None = None
+    content_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

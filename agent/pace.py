@@ -81,9 +81,15 @@ class Pace:
 
     def wait(self, now: float) -> float:
         """Return the seconds until the next request may go out; 0 for at once."""
-        self._fill(now)
-        budget = 0.0 if self._tokens >= _ONE else (1 - self._tokens) / self._rate
-        return max(0.0, self.resume_at - now, budget)
+        return max(self._until_budget(now), self.resume_at - now)
+
+    def wait_for_guest(self, now: float) -> float:
+        """Return the seconds until a request of somebody else's may go out, within the same budget.
+
+        Our own failures need not hold it up; that the limit is used up does.
+        """
+        wait = self._until_budget(now)
+        return max(wait, self.resume_at - now) if self.throttled else wait
 
     @property
     def scarce(self) -> bool:
@@ -133,6 +139,11 @@ class Pace:
     def _rate(self) -> float:
         """Requests a second."""
         return self.requests_per_minute * self._share / 60
+
+    def _until_budget(self, now: float) -> float:
+        """Return the seconds until the budget has room for a request."""
+        self._fill(now)
+        return 0.0 if self._tokens >= _ONE else (1 - self._tokens) / self._rate
 
     def _fill(self, now: float) -> None:
         """Let the budget grow with time, up to a few seconds' worth."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agent.chunk import DamagedChunkError, NewerChunkError
 from agent.errors import QueueError
 from agent.event import Checker
-from agent.flusher import Flusher, Options, Sender
+from agent.flusher import Flusher, Options
 from agent.lock import QueueLock
 from agent.pace import Pace
 from agent.queue.directory import prepare_directory
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent.chunk import Chunk
     from agent.clock import Clock
+    from agent.polar import PolarClient
     from agent.queue import DeadLetter
     from agent.settings import Settings
 
@@ -59,6 +60,8 @@ class Pipeline:
         self._settings = settings
         self.clock = clock
         self._changed = threading.Event()
+        self._client: PolarClient | None = None
+        self._client_lock = threading.Lock()
         prepare_directory(settings.queue_dir)
         self._lock = QueueLock(settings.queue_dir)
         try:
@@ -87,7 +90,7 @@ class Pipeline:
         self.flusher = Flusher(
             self.queue,
             self.writer,
-            self._connect,
+            self.client,
             clock=clock,
             server_clock=self.server_clock,
             pace=self._pace,
@@ -173,13 +176,16 @@ class Pipeline:
         """Let events come again that Polar does not have; runs in the writer's thread."""
         self.seen.forget(identity_of(letter.event.encode()) for letter in letters)
 
-    def _connect(self) -> Sender:
-        """Bring the HTTP library in, when the first request is due: the daemon starts without it."""
-        from agent.polar import PolarClient  # noqa: PLC0415  # see above
+    def client(self) -> PolarClient:
+        """Return the way to Polar; the first call brings the HTTP library in."""
+        with self._client_lock:
+            if self._client is None:
+                from agent.polar import PolarClient  # noqa: PLC0415  # see above
 
-        return PolarClient(
-            self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
-        )
+                self._client = PolarClient(
+                    self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
+                )
+            return self._client
 
 
 def _limits(settings: Settings) -> Limits:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import threading
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -53,7 +54,7 @@ with without("rich", "pygments", "click", "anyio", "trio"), deferred("asyncio"):
     import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "MAX_LIMIT",
@@ -183,6 +184,16 @@ class PolarClient:
         for found in pages(lambda number: self.list_names(where, page=number, limit=limit), page):
             yield from found.items
 
+    def forward(self, target: str, version: str | None = None) -> Outcome:
+        """Ask what somebody else asks; returns what came back, never raises for it.
+
+        Args:
+            target: path and query, printable ASCII.
+            version: the version of the API, if not the usual one.
+        """
+        headers = {} if version is None else {"Polar-Version": version}
+        return self._exchange("GET", httpx.URL(f"{self._base}{target}"), None, MAX_READ_ANSWER, headers)
+
     def close(self) -> None:
         """End all requests that are under way, and refuse new ones; from any thread, and again."""
         with self._lock:
@@ -207,7 +218,14 @@ class PolarClient:
         url = httpx.URL(f"{self._base}{path}", params=httpx.QueryParams([*parameters, *paging]))
         return self._exchange("GET", url, None, MAX_READ_ANSWER)
 
-    def _exchange(self, method: str, url: httpx.URL, body: bytes | None, most: int) -> Outcome:
+    def _exchange(
+        self,
+        method: str,
+        url: httpx.URL,
+        body: bytes | None,
+        most: int,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Outcome:
         """Send one request; returns what came back."""
         token = self._token()
         if token is None:
@@ -217,7 +235,7 @@ class PolarClient:
         if not self._begin():
             return NoAnswer("broken", "the client was closed")
         try:
-            return self._send(method, url, token, body, most)
+            return self._send(method, url, {**headers, "Authorization": f"Bearer {token}"}, body, most)
         except _FAILURES as error:
             return _no_answer(error, self._timeout)
         finally:
@@ -239,11 +257,12 @@ class PolarClient:
         if last:
             self._client.close()
 
-    def _send(self, method: str, url: httpx.URL, token: str, body: bytes | None, most: int) -> Outcome:
+    def _send(
+        self, method: str, url: httpx.URL, headers: dict[str, str], body: bytes | None, most: int
+    ) -> Outcome:
         """Send one request and read its answer, both until the deadline; raises httpcore's errors."""
         now = self._clock.monotonic()
         deadline = now + self._timeout
-        headers = {"Authorization": f"Bearer {token}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
         request = self._client.build_request(
@@ -277,6 +296,7 @@ class PolarClient:
             retry_after=response.headers.get("retry-after"),
             server_time=http_date(response.headers.get("date")),
             location=response.headers.get("location"),
+            content_type=response.headers.get("content-type"),
         )
 
 

@@ -16,12 +16,12 @@ import resource
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
+from agent.api.sockets import ApiSockets
 from agent.collector.peers import AllowList
 from agent.collector.sockets import adopt, listen
 from agent.collector.unix import Collector
 from agent.errors import AgentError
 from agent.logs import configure, get
-from agent.operations import purge_dead, retry_dead
 from agent.pipeline import Pipeline
 from agent.reload import changes, merged
 from agent.settings_child import load_anew
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 _LOOK_SECONDS = 5.0
-_API_MODE = 0o600
-_MAX_FLUSH_SECONDS = 3600.0
 
 
 class Service:
@@ -62,22 +60,30 @@ class Service:
         self._signals = Signals()
         self._notifier = Notifier(os.environ, os.getpid())
         self._allowed = AllowList(settings.allowed_users, settings.allowed_groups)
-        self._pipeline = Pipeline(settings, clock, on_room=self._room_changed)
+        self.pipeline = Pipeline(settings, clock, on_room=self._room_changed)
         passed = passed_sockets(os.environ, os.getpid())
         try:
             bound = adopt(passed, settings.socket_path) or listen(
-                settings.socket_path, mode=settings.socket_mode, group=settings.socket_group
+                settings.socket_path,
+                mode=settings.socket_mode,
+                owner=settings.socket_owner,
+                group=settings.socket_group,
             )
+            try:
+                self._api_sockets = ApiSockets.bind(settings, passed)
+            except BaseException:
+                bound.close()
+                raise
         except BaseException:
-            self._pipeline.queue.close()
+            self.pipeline.queue.close()
             raise
         self._collector = Collector(
             bound,
-            self._pipeline.checker,
-            self._pipeline.seen,
-            self._pipeline.writer,
+            self.pipeline.checker,
+            self.pipeline.seen,
+            self.pipeline.writer,
             clock,
-            server_now=self._pipeline.server_clock.now,
+            server_now=self.pipeline.server_clock.now,
             max_line_bytes=settings.max_line_bytes,
             max_connections=settings.max_connections,
             allowed=self._allowed,
@@ -88,7 +94,7 @@ class Service:
         """Serve until a signal comes; return the exit code."""
         self._signals.install()
         _raise_file_limit()
-        self._pipeline.start()
+        self.pipeline.start()
         self._collector.start()
         settings = self._settings
         self._log.info(
@@ -98,23 +104,15 @@ class Service:
             socket=str(settings.socket_path),
             queue=str(settings.queue_dir),
             server=settings.server_url,
-            pending=self._pipeline.queue.books().pending,
+            pending=self.pipeline.queue.books().pending,
         )
-        problem = self._pipeline.token.problem
+        problem = self.pipeline.token.problem
         if problem:
             self._log.error("nothing can be delivered: events stay in the queue", reason=problem)
         # After the socket, since the HTTP server takes its time to be imported.
-        from agent.api import Api  # noqa: PLC0415
+        from agent.api.server import Api  # noqa: PLC0415
 
-        api = Api(
-            listen(settings.api_socket_path, mode=_API_MODE),
-            {
-                "GET /status": lambda _query, _body: self.snapshot().document(),
-                "POST /flush": self._flush,
-                "POST /dead/retry": lambda _query, body: retry_dead(self._pipeline, body),
-                "POST /dead/purge": lambda _query, body: purge_dead(self._pipeline, body),
-            },
-        )
+        api = Api(settings, self._api_sockets, self._clock, self, self._allowed)
         api.start()
         # What was made so far stays: the collector of garbage need not look at it again.
         gc.collect()
@@ -162,9 +160,9 @@ class Service:
         now, later = changes(self._settings, new)
         self._settings = merged(self._settings, new)
         self._allowed.become(allowed)
-        kind = self._pipeline.token.kind
-        self._pipeline.configure(self._settings)
-        if self._pipeline.token.kind != kind:
+        kind = self.pipeline.token.kind
+        self.pipeline.configure(self._settings)
+        if self.pipeline.token.kind != kind:
             later.append("access_token (that of a person and of an organization are checked differently)")
         self._collector.configure(
             max_connections=new.max_connections, drop_when_full=new.when_full == "drop_newest"
@@ -173,21 +171,40 @@ class Service:
         self._log.info("the settings were reloaded", changed=now)
         if later:
             self._log.warning("some settings need a restart: their old values are in force", settings=later)
-        problem = self._pipeline.token.problem
+        problem = self.pipeline.token.problem
         if problem:
             self._log.error("nothing can be delivered: events stay in the queue", reason=problem)
         self._notifier.ready(self._in_a_line())
 
     def _in_a_line(self) -> str:
         """Return how everything stands, for `systemctl status`."""
-        delivery = self._pipeline.flusher.delivery
-        pending = self._pipeline.queue.books().pending
+        delivery = self.pipeline.flusher.delivery
+        pending = self.pipeline.queue.books().pending
         trouble = f": {delivery.last_error}" if delivery.last_error else ""
         return f"{counted(pending, 'event')} pending; delivery {delivery.state}{trouble}"
 
+    @property
+    def stopping(self) -> bool:
+        """True once the daemon is about to stop."""
+        return self._signals.stops > 0
+
+    def status(self) -> dict[str, Any]:
+        """Return how everything stands, as a document."""
+        return self.snapshot().document()
+
+    def sick(self) -> str | None:
+        """Return why the daemon must be started again; None when it lives."""
+        return self._dead_thread()
+
+    def unready(self) -> str | None:
+        """Return why no event can be made durable now; None when it can."""
+        if self.stopping:
+            return "the agent is stopping"
+        return self.sick() or self.pipeline.writer.full
+
     def snapshot(self) -> Snapshot:
         """Return how everything stands."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         return Snapshot(
             self._settings.queue_dir,
             pipeline.queue.books(),
@@ -199,7 +216,7 @@ class Service:
 
     def _stop(self) -> None:
         """Stop everything in order."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         self._log.info("stopping", pending=pipeline.queue.books().pending)
         self._collector.stop()
         pipeline.drain(self._settings.shutdown_timeout, give_up=lambda: self._signals.stops > 1)
@@ -214,24 +231,13 @@ class Service:
 
     def _dead_thread(self) -> str | None:
         """Return the name of a thread that should live and does not."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         alive = {
             "collector": self._collector.alive,
             "writer": pipeline.writer.alive,
             "flusher": pipeline.flusher.alive,
         }
         return next((name for name, lives in alive.items() if not lives), None)
-
-    # -- the local API -----------------------------------------------------------------
-
-    def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
-        """Deliver everything now."""
-        del body
-        seconds = float(query.get("timeout", "60"))
-        drained = self._pipeline.drain(
-            min(max(seconds, 0.0), _MAX_FLUSH_SECONDS), give_up=lambda: bool(self._signals.stops)
-        )
-        return {"remaining": drained.remaining, "reason": drained.reason}
 
 
 def _raise_file_limit() -> None:

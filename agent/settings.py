@@ -15,6 +15,7 @@ record of where a value came from.
 from __future__ import annotations
 
 import os
+import sys
 from contextvars import ContextVar
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationE
 
 from agent import config_sources, places
 from agent import settings_values as read
+from agent.address import is_loopback, split_host_port
 from agent.ceiling import MOST_EVENTS
 from agent.config_sources import Layer, Problem
 from agent.errors import SettingsError
@@ -47,6 +49,8 @@ SERVERS = {"production": "https://api.polar.sh", "sandbox": "https://sandbox-api
 # rest is left to the user's own checkout calls.
 SERVER_LIMITS = {"production": 500, "sandbox": 100}
 OUR_SHARE = 0.6
+
+_SECRETS = ("access_token", "api_token")
 
 # Room for the `external_id` and `timestamp` that the agent adds to a line.
 _STAMP_BYTES = 256
@@ -117,6 +121,10 @@ class Settings(BaseSettings):
         0o660,
         doc="Who may open the socket: its file mode, as octal digits in quotes.",
         shown='`"0660"`',
+    )
+    socket_owner: Annotated[str | None, BeforeValidator(read.text)] = _setting(
+        doc="The user who owns the socket, by name or number; only root may give it away.",
+        shown="the agent's own user",
     )
     socket_group: Annotated[str | None, BeforeValidator(read.text)] = _setting(
         doc="The group that owns the socket, by name or number.",
@@ -230,9 +238,24 @@ class Settings(BaseSettings):
     )
 
     api_socket_path: Annotated[Path, BeforeValidator(read.socket_path)] = _setting(
-        doc="The Unix socket on which the agent answers `agent status` and `agent flush`.",
+        doc="The Unix socket of the local HTTP API.",
         shown="`api.sock` beside `socket_path`",
         derive=lambda data: data["socket_path"].with_name("api.sock"),
+    )
+    api_socket_mode: Annotated[int, BeforeValidator(read.mode)] = _setting(
+        doc="Who may open it: its file mode. Others than the agent's user and root may send and read "
+        "events, not operate the agent.",
+        shown='as `socket_mode`; `"0600"` where the system does not tell who connects',
+        derive=lambda data: f"{data['socket_mode'] if sys.platform == 'linux' else 0o600:04o}",
+    )
+    api_listen: Annotated[str | None, BeforeValidator(read.listen)] = _setting(
+        doc="Serve the API over TCP, too, such as on `127.0.0.1:8686`; elsewhere than on loopback only "
+        "with `api_token`.",
+        shown="none: no TCP",
+    )
+    api_token: Annotated[SecretStr | None, BeforeValidator(read.api_token)] = _setting(
+        doc="What callers over TCP have to send as a Bearer token.",
+        shown="none: anybody on this machine",
     )
 
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
@@ -378,6 +401,15 @@ def _conflicts(settings: Settings) -> Iterator[Problem]:
                 f"({format_size(settings.max_line_bytes)})",
                 f"lower max_line_bytes, or raise {name} to at least {needed}",
             )
+    if settings.api_listen is not None and settings.api_token is None:
+        host, _ = split_host_port(settings.api_listen)
+        if not is_loopback(host):
+            yield Problem(
+                "api_listen",
+                "",
+                f"{settings.api_listen!r} can be reached from other machines, and no api_token is set",
+                "set api_token, or listen on 127.0.0.1",
+            )
     if settings.socket_path == settings.api_socket_path:
         yield Problem(
             "api_socket_path",
@@ -408,7 +440,7 @@ def _problems(
 
 def _shown(name: str, values: Mapping[str, object]) -> str:
     """Return a wrong value as it may be shown, with a blank behind it."""
-    if name not in values or name == "access_token":
+    if name not in values or name in _SECRETS:
         return ""
     shown = redact(repr(values[name]))
     if name == "base_url" and ("@" in shown or "?" in shown):
@@ -438,7 +470,7 @@ def _in_words(name: str, value: object) -> str:
         words = format_duration(value)
     elif isinstance(value, int):
         words = str(value)
-        if name == "socket_mode":
+        if name.endswith("_mode"):
             words = f"{value:04o}"
         elif name.endswith("_bytes"):
             words = format_size(value)

@@ -136,8 +136,9 @@ def _write(config: Path | None, write: int) -> None:
 def _values(settings: Settings) -> dict[str, Any]:
     """Return plain values of all settings."""
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
-    token = settings.access_token
-    values["access_token"] = None if token is None else Secret(token.get_secret_value())
+    for name in ("access_token", "api_token"):
+        token = values[name]
+        values[name] = None if token is None else Secret(token.get_secret_value())
     values["server_url"] = settings.server_url
     values["batch_ceiling"] = settings.batch_ceiling
     values["sources"] = dict(settings.sources)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, SecretStr
 
 from agent import places
-from agent.address import is_loopback
+from agent.address import is_loopback, split_host_port
 from agent.units import Invalid, format_duration, format_size, parse_duration, parse_size
 
 
@@ -122,6 +122,32 @@ def path(value: object) -> Path | None:
         raise Invalid("names a home directory that cannot be found", "write the whole path") from None
     # The daemon may change its directory later, and its clients have others.
     return Path(os.path.abspath(expanded))  # noqa: PTH100 - Path.resolve would follow links
+
+
+def listen(value: object) -> str | None:
+    """Return `HOST:PORT` to listen on."""
+    address = text(value)
+    if address is None:
+        return None
+    how = "write host and port, such as 127.0.0.1:8686 or [::1]:8686"
+    try:
+        _, port = split_host_port(address)
+    except ValueError:
+        raise Invalid("is no address to listen on", how) from None
+    if not port:
+        raise Invalid("names no port", how)
+    return address
+
+
+def api_token(value: object) -> str | None:
+    """Return the token that callers of the API send; one that could be guessed is refused."""
+    token = secret(value)
+    if token is not None and (len(token) < 16 or not all("!" <= char <= "~" for char in token)):
+        raise Invalid(
+            "has less than 16 characters, or some that cannot be sent",
+            "make a long one: openssl rand -hex 24",
+        )
+    return token
 
 
 def socket_path(value: object) -> Path:

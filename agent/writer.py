@@ -52,6 +52,8 @@ class Append:
         patient: nobody waits for the ack, so it may be gathered with more.
         letters: refused lines of a source that has nobody to tell.
         checkpoint: how far the source is read with all this.
+        keep: try again for as long as the disk refuses; if not, `done` gets False at once.
+        source: what gave them, a word.
     """
 
     groups: list[tuple[bytes, int]]
@@ -63,6 +65,8 @@ class Append:
     letters: Sequence[DeadLetter] = ()
     checkpoint: Checkpoint | None = None
     repeated: int = 0
+    keep: bool = True
+    source: str = "socket"
 
     @property
     def size(self) -> int:
@@ -156,6 +160,11 @@ class Writer:
         """Go by other limits from now on."""
         self._limits = limits
         self._work.set()
+
+    @property
+    def drops(self) -> bool:
+        """True when an operator chose to drop what a full queue has no room for."""
+        return self._limits.when_full == "drop_newest"
 
     def stop(self) -> None:
         """Commit what waits, then end; appends that the disk refuses are given up unacknowledged."""
@@ -319,10 +328,16 @@ class Writer:
                 settlements = []
             except QueueError:
                 pass
+        kept = [append for append in appends if append.keep]
         with self._lock:
-            self._appends[:0] = appends
+            self._appends[:0] = kept
             self._settlements[:0] = settlements
+            # Whoever cannot be kept waiting is told that nothing was taken: the transaction was undone.
+            self._waiting_bytes -= sum(append.size for append in appends if not append.keep)
         self._set_full(f"the queue cannot be written: {error.reason}")
+        for append in appends:
+            if not append.keep:
+                append.done(False)
 
     def _settled(self, settlements: Sequence[Settlement]) -> None:
         """Note that ends of events are committed."""

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.errors import UsageError
+from agent.logs import get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERCRED = getattr(socket, "SO_PEERCRED", None)
+_MOST_TOLD = 1000
 _SO_PEERGROUPS = 59  # Linux 4.13; not in Python's socket module
 
 
@@ -26,6 +28,11 @@ class Peer:
     pid: int
     uid: int
     gids: frozenset[int]
+
+
+def can_tell() -> bool:
+    """Tell whether this system says who connects."""
+    return _SO_PEERCRED is not None
 
 
 def peer_of(connection: socket.socket) -> Peer:
@@ -79,6 +86,38 @@ class AllowList:
         """Tell whether `peer` may connect."""
         uids, gids = self._numbers
         return not (uids or gids) or peer.uid in uids or not gids.isdisjoint(peer.gids)
+
+
+class Door:
+    """Asks who comes in at one socket; counts those who may not, and logs the first one of each user.
+
+    Args:
+        allows: whether somebody may.
+        name: which socket, for the log.
+    """
+
+    def __init__(self, allows: Callable[[Peer], bool], name: str) -> None:
+        self._allows = allows
+        self._name = name
+        self._log = get("peers")
+        self._told: set[int] = set()
+        self.refused = 0
+
+    def admits(self, peer: Peer) -> bool:
+        """Tell whether `peer` may come in."""
+        if self._allows(peer):
+            return True
+        self.refused += 1
+        if peer.uid not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(peer.uid)
+            self._log.warning(
+                "somebody who is not on the list wants to connect",
+                socket=self._name,
+                uid=peer.uid,
+                pid=peer.pid,
+                hint="allowed_users and allowed_groups are the list",
+            )
+        return False
 
 
 def _number(setting: str, name: str, look_up: Callable[[str], int]) -> int:

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import grp
 import os
+import pwd
 import socket
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.address import split_host_port
 from agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def adopt(sockets: Iterable[socket.socket], path: Path) -> BoundSocket | None:
     return None
 
 
-def listen(path: Path, *, mode: int, group: str | None = None) -> BoundSocket:
+def listen(path: Path, *, mode: int, owner: str | None = None, group: str | None = None) -> BoundSocket:
     """Listen on a Unix stream socket at `path`.
 
     A socket file that no one answers on is replaced; one that another process answers
@@ -58,6 +60,7 @@ def listen(path: Path, *, mode: int, group: str | None = None) -> BoundSocket:
     Args:
         path: where; its directory is made (0755) when it is not there.
         mode: the permissions of the socket file.
+        owner: a user's name or number that the file is given to.
         group: a group's name or number that the file is given to.
 
     Raises:
@@ -74,17 +77,48 @@ def listen(path: Path, *, mode: int, group: str | None = None) -> BoundSocket:
             sock.bind(subject)
         finally:
             os.umask(umask)
-        if group is not None:
-            os.chown(path, -1, _group_id(group))
+        if owner is not None or group is not None:
+            os.chown(
+                path, -1 if owner is None else _user_id(owner), -1 if group is None else _group_id(group)
+            )
         path.chmod(mode)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         hint = "set socket_path to a place that you may write"
-        if error.errno == errno.EPERM and group is not None:
+        if error.errno == errno.EPERM and owner is not None:
+            hint = "only root may give the socket to another user: leave socket_owner out"
+        elif error.errno == errno.EPERM and group is not None:
             hint = f"only root or a member of {group} may give the socket to that group"
         raise AgentError("listen on the socket", subject, error.strerror or str(error), hint) from error
     return BoundSocket(sock, path, path.lstat().st_ino)
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """Listen on a TCP port, not blocking.
+
+    Args:
+        address: `HOST:PORT`.
+
+    Raises:
+        AgentError: it cannot be done, and why.
+    """
+    host, port = split_host_port(address)
+    sock = None
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise AgentError(
+            "listen for HTTP", address, error.strerror or str(error), "set api_listen to another address"
+        ) from error
+    sock.setblocking(False)
+    return sock
 
 
 def _make_way(path: Path) -> None:
@@ -117,6 +151,18 @@ def _make_way(path: Path) -> None:
         "another process listens there",
         "stop that daemon, or give this one another socket_path and queue_dir",
     )
+
+
+def _user_id(user: str) -> int:
+    """Return a user's number."""
+    if user.isdecimal():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise UsageError(
+            "give the socket to a user", user, "there is no such user", "create it, or change socket_owner"
+        ) from error
 
 
 def _group_id(group: str) -> int:

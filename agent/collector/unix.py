@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from agent import refusal
 from agent.collector.connection import Connection
-from agent.collector.peers import AllowList, peer_of
+from agent.collector.peers import AllowList, Door, peer_of
 from agent.event import Checked, Checker, Fate
 from agent.logs import get
 from agent.writer import Append, Writer
@@ -112,7 +112,7 @@ class Collector:
         self._listening = False
         self._listen_again = False  # there may be room for new connections now
         self._stopping = False
-        self._refused_peers: set[int] = set()
+        self.door = Door(allowed.allows, "events")
         self._thread = threading.Thread(target=self._run, name="collector")
         self._selector.register(self._wake_read, _READ)
         self._listen(True)
@@ -237,16 +237,8 @@ class Collector:
             self._selector.register(sock, _READ, connection)
 
     def _may_enter(self, sock: socket.socket) -> bool:
-        """Tell whether a producer is on the list; the first refusal of each user is logged."""
-        if self._allowed.everyone:
-            return True
-        peer = peer_of(sock)
-        if self._allowed.allows(peer):
-            return True
-        if peer.uid not in self._refused_peers:
-            self._refused_peers.add(peer.uid)
-            self._log.warning("a producer is not on the list", uid=peer.uid, pid=peer.pid)
-        return False
+        """Tell whether a producer is on the list."""
+        return self._allowed.everyone or self.door.admits(peer_of(sock))
 
     def _readable(self, connection: Connection, gathered: _Gathered) -> None:
         """Read once from a connection."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from agent.address import split_host_port
 from agent.emulator.auth import Token
 from agent.errors import UsageError
 
@@ -66,8 +67,9 @@ def parse_customer(word: str) -> Customer:
 
 def parse_listen(word: str) -> tuple[str, int]:
     """Read `HOST:PORT`; port 0 is any free one."""
-    host, _, port = word.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError("read --listen", word, "it is not HOST:PORT", "write --listen 127.0.0.1:8787")
-    return host, int(port)
+    try:
+        return split_host_port(word)
+    except ValueError:
+        raise UsageError(
+            "read --listen", word, "it is not HOST:PORT", "write --listen 127.0.0.1:8787"
+        ) from None

@@ -12,6 +12,7 @@ from agent.batch import OVERHEAD, Batch
 from agent.ceiling import Ceiling
 from agent.errors import QueueError
 from agent.flusher.delivery import Delivery, state_of
+from agent.flusher.guests import Guests
 from agent.flusher.held import Held, due_of
 from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.letters import dead_letters
@@ -72,6 +73,7 @@ class Flusher:
         self._token = token
         self._log = get("flusher")
         self._wake = threading.Event()
+        self._guests = Guests(clock, self._wake)
         self._senders = Senders(connect, clock, self._wake)
         self._held = Held()
         self._intake = Intake(
@@ -117,6 +119,10 @@ class Flusher:
         """Get chunks that were just written, so that they need not be read."""
         self._intake.offer(keys, chunks)
 
+    def place(self, seconds: float) -> bool:
+        """Wait for a place in the rate budget for another request; False when there is none in time."""
+        return self._guests.ask(seconds)
+
     def hurry(self) -> None:
         """Deliver everything without waiting for full batches, until `relax`."""
         self._urgent += 1
@@ -158,7 +164,11 @@ class Flusher:
         self._enough = math.inf
         self._take_results()
         self._look_at_token()
+        self._serve_guests(now)
         wait = self._dispatch(now)
+        guest = self._serve_guests(now)
+        if guest is not None:
+            wait = guest if wait is None else min(wait, guest)
         self._show(now)
         # What was committed since the queue was read had no one to wake.
         return 0.0 if self._unnoticed >= self._enough else wait
@@ -179,6 +189,11 @@ class Flusher:
             if batch is None:
                 return wait if wait is not None or in_flight else self._search()
             self._send(batch, now)
+
+    def _serve_guests(self, now: float) -> float | None:
+        """Give out places in the budget; return the seconds until there may be another one."""
+        waits = self._anything_waits()
+        return self._guests.serve(self._pace, now, self._evidence.sent, waits=waits)
 
     def _search(self) -> float | None:
         """See that nothing is pending when nothing is left to do; return the seconds until the next look.

@@ -1,0 +1,216 @@
+"""`POST /v1/events/ingest`: Polar's call, answered once the events are durable with us.
+
+All or nothing, as with Polar. The usual body is checked by the same quick check as the
+lines of the socket; only when something is wrong does the whole schema come in, and
+says it in Polar's words. Where Polar would answer 500 or store what can never be found, we
+name the event instead. `duplicates` counts repetitions within the request: what Polar
+has already, it will say when the events are delivered, and the books will show.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent.httpd.message import JSON, Response, as_json, refusal
+from agent.polar_json import event_lines
+from agent.refusal import Refusal, too_long
+from agent.writer import Append
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent.event import Checked, Checker
+    from agent.httpd.message import Reply, Request
+    from agent.writer import Writer
+
+RETRY_SECONDS = 5
+_ROOM_SECONDS = 5.0
+
+
+class _Named(msgspec.Struct, gc=False):
+    external_id: str | None = None
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+class Ingest:
+    """Takes batches of events over HTTP.
+
+    Args:
+        checker: as for the socket.
+        writer: where accepted events go.
+        server_now: Unix time in seconds by the server's clock.
+        stopping: tells whether the agent is about to stop.
+    """
+
+    def __init__(
+        self, checker: Checker, writer: Writer, server_now: Callable[[], float], stopping: Callable[[], bool]
+    ) -> None:
+        self._checker = checker
+        self._writer = writer
+        self._server_now = server_now
+        self._stopping = stopping
+
+    def __call__(self, request: Request, reply: Reply) -> None:
+        """Answer one request; the answer comes from the writer's thread when all is well."""
+        content_type = request.headers.get("content-type")
+        now = self._server_now()
+        lines = _usual_lines(content_type, request.body)
+        checked = None if lines is None else self._check(lines, now)
+        if checked is None or checked.refused:
+            found = self._read_closely(content_type, request.body, now)
+            if isinstance(found, Response):
+                reply(found)
+                return
+            lines, checked = found
+        assert lines is not None  # noqa: S101  # they come together
+        self._take(checked, _repeated(lines), reply)
+
+    def _check(self, lines: Sequence[bytes], now: float) -> Checked | None:
+        """Check lines; None when one is too long."""
+        if any(len(line) > self._checker.max_line_bytes for line in lines):
+            return None
+        return self._checker.check([b"".join(line + b"\n" for line in lines)] if lines else [], now)
+
+    def _take(self, checked: Checked, repeated: int, reply: Reply) -> None:
+        """Hand events to the writer, if it can take them now."""
+        count = checked.accepted
+        answer = as_json(200, {"inserted": count - repeated, "duplicates": repeated})
+        if not count:
+            reply(answer)
+            return
+        writer = self._writer
+        if self._stopping():
+            reply(_later("the agent is stopping"))
+            return
+        if writer.full:
+            if writer.drops:
+                self._write(Append([], [], refused=0, dropped=count, done=lambda _: None))
+            reply(_later(writer.full))
+            return
+        if not writer.wait_for_room(_ROOM_SECONDS):
+            reply(_later("the disk does not keep up"))
+            return
+
+        def done(durable: bool) -> None:
+            reply(answer if durable else _later(writer.full or "the agent is stopping"))
+
+        self._write(Append(checked.groups, checked.held, refused=0, dropped=0, done=done, keep=False))
+
+    def _write(self, append: Append) -> None:
+        append.source = "api"
+        self._writer.append(append)
+
+    # -- what is wrong -----------------------------------------------------------------------
+
+    def _read_closely(
+        self, content_type: str | None, body: bytes, now: float
+    ) -> Response | tuple[list[bytes], Checked]:
+        """Read a body as Polar does; return what is wrong with it, or its events after all."""
+        # Built on first use: the usual body never comes here, and the daemon stays small.
+        from pydantic import ValidationError  # noqa: PLC0415
+
+        from agent import ingest_body  # noqa: PLC0415
+        from agent.schema import BodyError, PoisonError  # noqa: PLC0415
+
+        latest = datetime.fromtimestamp(now + self._checker.future_tolerance, UTC)
+        value: Any = None
+        try:
+            value = ingest_body.parse_body(content_type, body)
+            ingest_body.check_body(value, latest)
+        except ingest_body.UnreadableError as error:
+            if error.error is None:
+                return as_json(400, ingest_body.BAD_REQUEST)
+            return _unprocessable(error.error, error.detail)
+        except ValidationError as error:
+            detail = ingest_body.schema_errors(error, value)
+            self._count({entry["loc"][2] for entry in detail if len(entry["loc"]) > 2})
+            return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
+        except BodyError as error:
+            detail = [{"type": "json_invalid", "loc": ["body"], "msg": str(error), "input": {}}]
+            return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
+        except PoisonError:
+            pass  # the check of each event says which one it is
+        lines = [text.encode("utf-8", "surrogatepass") for text in ingest_body.event_texts(body, value)]
+        detail = []
+        for index, line in enumerate(lines):
+            why = self._why(line, latest, now)
+            if why is not None:
+                detail.append(_finding(index, why, value))
+        if not detail:
+            return lines, self._checker.check([b"".join(line + b"\n" for line in lines)], now)
+        self._count({entry["loc"][2] for entry in detail})
+        return _unprocessable(ingest_body.SECOND_STAGE_ERROR, detail)
+
+    def _why(self, line: bytes, latest: datetime, now: float) -> Refusal | None:
+        """Return why one line is refused; None when it is not."""
+        del latest
+        if len(line) > self._checker.max_line_bytes:
+            return too_long(self._checker.max_line_bytes)
+        refused = self._checker.check([line + b"\n"], now).fates[0].refused
+        return refused[0][1] if refused else None
+
+    def _count(self, indexes: set[Any]) -> None:
+        """Have refused events counted; nobody waits for that."""
+        refused = sum(type(index) is int for index in indexes)
+        if refused:
+            self._write(Append([], [], refused=refused, dropped=0, done=lambda _: None, patient=True))
+
+
+def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
+    """Return the events of a body without a closer look; None when it needs one."""
+    if (content_type or "").partition(";")[0].strip().lower() != JSON:
+        return None
+    try:
+        return event_lines(body)
+    except ValueError:
+        return None
+
+
+def _repeated(lines: Sequence[bytes]) -> int:
+    """Return how many events repeat the id of another one of the same request."""
+    ids = [found for line in lines if b'"external_id"' in line and (found := _id_of(line))]
+    return len(ids) - len(set(ids))
+
+
+def _id_of(line: bytes) -> str | None:
+    try:
+        return _NAMED.decode(line).external_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        identity = json.loads(line).get("external_id")  # what was accepted may be no strict JSON
+        return identity if isinstance(identity, str) else None
+
+
+def _finding(index: int, why: Refusal, value: Any) -> dict[str, Any]:
+    """Return a refusal of ours in Polar's form."""
+    from agent import ingest_body  # noqa: PLC0415  # as above
+
+    if why.loc == ("organization_id",):
+        if why.type == "missing":
+            return ingest_body.organization_missing(index)
+        return ingest_body.organization_given(index, str(value["events"][index].get("organization_id")))
+    return ingest_body.event_error(why.type, index, why.loc, why.msg, None)
+
+
+def _unprocessable(error: str, detail: list[dict[str, Any]]) -> Response:
+    """Return 422 with findings."""
+    from agent import ingest_body  # noqa: PLC0415  # as above
+
+    try:
+        body = ingest_body.error_json(error, detail)
+    except (ValueError, RecursionError):
+        # Input that is no JSON cannot be repeated; Polar fails here.
+        bare = [{**entry, "input": None, "ctx": {}} for entry in detail]
+        body = ingest_body.error_json(error, bare)
+    return Response(422, body, JSON)
+
+
+def _later(reason: str) -> Response:
+    """Return the answer to events that were not taken."""
+    headers = {"retry-after": str(RETRY_SECONDS)}
+    return refusal(503, "QueueFull", f"nothing was taken: {reason}", "send it again later", headers)

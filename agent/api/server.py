@@ -1,0 +1,193 @@
+"""The API on its sockets: what it serves, and what it needs of the daemon."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agent.api.access import Access, Right
+from agent.api.ingest import Ingest
+from agent.api.operate import acting
+from agent.api.readback import ReadBack
+from agent.api.routes import Route, Routes
+from agent.collector.peers import AllowList, Door, Peer, can_tell, peer_of
+from agent.collector.sockets import listen, listen_tcp
+from agent.httpd.lanes import Lane
+from agent.httpd.message import Response, as_json
+from agent.httpd.server import Listener, Server
+from agent.operations import purge_dead, retry_dead
+from agent.polar_json import MAX_BODY
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from agent.clock import Clock
+    from agent.httpd.message import Reply, Request
+    from agent.pipeline import Pipeline
+    from agent.settings import Settings
+
+_MAX_OPERATION = 64 << 20  # mended dead letters, all at once
+_MAX_FLUSH_SECONDS = 3600.0
+
+
+class Daemon(Protocol):
+    """What the API needs of the daemon, beside its pipeline."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Everything behind the collector."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """True once the daemon is about to stop."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Return how everything stands."""
+        ...
+
+    def sick(self) -> str | None:
+        """Return why the daemon must be started again; None when it lives."""
+        ...
+
+    def unready(self) -> str | None:
+        """Return why no event can be made durable now; None when it can."""
+        ...
+
+
+class Api:
+    """Serves the API of one daemon.
+
+    Args:
+        settings: all of them.
+        clock: for deadlines.
+        daemon: what is served.
+        allowed: who may come in through the Unix socket.
+
+    Raises:
+        AgentError: it cannot listen, and why.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, daemon: Daemon, allowed: AllowList) -> None:
+        token = settings.api_token
+        self._daemon = daemon
+        self._access = Access(allowed, os.geteuid(), None if token is None else token.get_secret_value())
+        self.door = Door(self._access.knows, "api")
+        self._routes = Routes(self._make_routes())
+        self._bound = listen(
+            settings.api_socket_path,
+            mode=settings.api_socket_mode,
+            owner=settings.socket_owner,
+            group=settings.socket_group,
+        )
+        listeners = [Listener(self._bound.sock, "unix", self._identify)]
+        self._tcp: socket.socket | None = None
+        if settings.api_listen is not None:
+            try:
+                self._tcp = listen_tcp(settings.api_listen)
+            except BaseException:
+                self._bound.close()
+                raise
+            listeners.append(Listener(self._tcp, "tcp"))
+        self.server = Server(listeners, self, clock)
+
+    def start(self) -> None:
+        """Start serving."""
+        self.server.start()
+
+    def stop(self) -> None:
+        """Stop serving; requests that are worked on have a moment to end."""
+        self.server.stop()
+        self._bound.close()
+        if self._tcp is not None:
+            self._tcp.close()
+
+    # -- what the server asks ----------------------------------------------------------------
+
+    def admit(self, request: Request) -> Response | int:
+        """Look at a head: return a refusal, or the longest body that the request may have."""
+        route = self._routes.find(request)
+        if isinstance(route, Response):
+            # Who may not come in learns nothing, not even what there is.
+            return self._access.check(request, Right.USE) or route
+        return self._access.check(request, route.right) or route.max_body
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Have a request answered."""
+        route = self._routes.find(request)
+        if isinstance(route, Response):
+            reply(route)
+        else:
+            route.lane.put(route.handler, request, reply)
+
+    def _identify(self, sock: socket.socket) -> Peer | None:
+        """Return who connected; somebody who may not is told so, and counted."""
+        if not can_tell():
+            return None
+        peer = peer_of(sock)
+        self.door.admits(peer)
+        return peer
+
+    # -- what there is -----------------------------------------------------------------------
+
+    def _make_routes(self) -> list[Route]:
+        """Return all calls."""
+        daemon, pipeline = self._daemon, self._daemon.pipeline
+        ingest = Ingest(pipeline.checker, pipeline.writer, pipeline.server_clock.now, lambda: daemon.stopping)
+        read = ReadBack(
+            lambda target, version: pipeline.client().forward(target, version), pipeline.flusher.place
+        )
+        # Health is answered by a thread of its own, whatever the others do.
+        quick, take = Lane("quick", 1, 64), Lane("ingest", 2, 256)
+        reads, work = Lane("read", 8, 64), Lane("operate", 4, 16)
+        return [
+            Route("GET", "/healthz", Right.HEALTH, _state(daemon.sick, "live"), quick),
+            Route("GET", "/readyz", Right.HEALTH, _state(daemon.unready, "ready"), quick),
+            Route("GET", "/status", Right.USE, acting(lambda _query, _body: daemon.status()), quick),
+            Route("POST", "/v1/events/ingest", Right.USE, ingest, take, MAX_BODY),
+            Route("GET", "/v1/events/", Right.USE, read, reads),
+            Route("GET", "/v1/events/names", Right.USE, read, reads),
+            Route("GET", "/v1/events/{id}", Right.USE, read, reads),
+            Route("POST", "/flush", Right.OPERATE, acting(self._flush), work, 1024),
+            Route("POST", "/dead/retry", Right.OPERATE, self._retry, work, _MAX_OPERATION),
+            Route(
+                "POST",
+                "/dead/purge",
+                Right.OWN,
+                acting(lambda _query, body: purge_dead(pipeline, body)),
+                work,
+                _MAX_OPERATION,
+            ),
+        ]
+
+    def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
+        """Deliver everything now."""
+        del body
+        seconds = min(max(float(query.get("timeout", "60")), 0.0), _MAX_FLUSH_SECONDS)
+        drained = self._daemon.pipeline.drain(seconds, give_up=lambda: self._daemon.stopping)
+        return {"remaining": drained.remaining, "reason": drained.reason}
+
+    def _retry(self, request: Request, reply: Reply) -> None:
+        """Put dead letters back; to change what they say takes the right to."""
+
+        def retry(_query: dict[str, str], body: Any) -> dict[str, Any]:
+            return retry_dead(self._daemon.pipeline, body)
+
+        if b'"edits"' in request.body:
+            refused = self._access.check(request, Right.OWN)
+            if refused is not None:
+                reply(refused)
+                return
+        acting(retry)(request, reply)
+
+
+def _state(trouble: Callable[[], str | None], word: str) -> Callable[[Request, Reply], None]:
+    """Return the handler that tells whether something is so: 200, or 503 and why not."""
+
+    def handle(_request: Request, reply: Reply) -> None:
+        reason = trouble()
+        reply(as_json(200 if reason is None else 503, {word: reason is None, "reason": reason}))
+
+    return handle
