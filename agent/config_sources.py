@@ -37,7 +37,7 @@ POLAR_VARIABLES = (
 _KUBERNETES = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 # Of the design, but not of this version; they must not look as if they worked.
-_LATER = ("tail", "api_listen")
+_LATER = ("tail",)
 
 
 @dataclass(frozen=True, slots=True)

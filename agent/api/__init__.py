@@ -10,7 +10,3 @@ On a Unix socket of its own, and on TCP where `api_listen` says so:
 
 Who may do what is decided in `access`; which path is whose in `routes`; `server` puts it on sockets.
 """
-
-from agent.api.server import Api
-
-__all__ = ["Api"]

@@ -124,7 +124,7 @@ def _names_loopback(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
         return False
-    return name is not None and is_loopback(name)
+    return name is not None and "@" not in host and is_loopback(name)
 
 
 def _sent_token(request: Request) -> str:

@@ -11,7 +11,6 @@ from agent.api.operate import acting
 from agent.api.readback import ReadBack
 from agent.api.routes import Route, Routes
 from agent.collector.peers import AllowList, Door, Peer, can_tell, peer_of
-from agent.collector.sockets import listen, listen_tcp
 from agent.httpd.lanes import Lane
 from agent.httpd.message import Response, as_json
 from agent.httpd.server import Listener, Server
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from agent.api.sockets import ApiSockets
     from agent.clock import Clock
     from agent.httpd.message import Reply, Request
     from agent.pipeline import Pipeline
@@ -62,35 +62,24 @@ class Api:
 
     Args:
         settings: all of them.
+        sockets: what it is served on.
         clock: for deadlines.
         daemon: what is served.
         allowed: who may come in through the Unix socket.
-
-    Raises:
-        AgentError: it cannot listen, and why.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, daemon: Daemon, allowed: AllowList) -> None:
+    def __init__(
+        self, settings: Settings, sockets: ApiSockets, clock: Clock, daemon: Daemon, allowed: AllowList
+    ) -> None:
         token = settings.api_token
         self._daemon = daemon
-        self._access = Access(allowed, os.geteuid(), None if token is None else token.get_secret_value())
+        self._access = Access(allowed, own_user(), None if token is None else token.get_secret_value())
         self.door = Door(self._access.knows, "api")
         self._routes = Routes(self._make_routes())
-        self._bound = listen(
-            settings.api_socket_path,
-            mode=settings.api_socket_mode,
-            owner=settings.socket_owner,
-            group=settings.socket_group,
-        )
-        listeners = [Listener(self._bound.sock, "unix", self._identify)]
-        self._tcp: socket.socket | None = None
-        if settings.api_listen is not None:
-            try:
-                self._tcp = listen_tcp(settings.api_listen)
-            except BaseException:
-                self._bound.close()
-                raise
-            listeners.append(Listener(self._tcp, "tcp"))
+        self._sockets = sockets
+        listeners = [Listener(sockets.unix.sock, "unix", self._identify)]
+        if sockets.tcp is not None:
+            listeners.append(Listener(sockets.tcp, "tcp"))
         self.server = Server(listeners, self, clock)
 
     def start(self) -> None:
@@ -100,9 +89,7 @@ class Api:
     def stop(self) -> None:
         """Stop serving; requests that are worked on have a moment to end."""
         self.server.stop()
-        self._bound.close()
-        if self._tcp is not None:
-            self._tcp.close()
+        self._sockets.close()
 
     # -- what the server asks ----------------------------------------------------------------
 
@@ -181,6 +168,11 @@ class Api:
                 reply(refused)
                 return
         acting(retry)(request, reply)
+
+
+def own_user() -> int:
+    """Return the user that the daemon runs as."""
+    return os.geteuid()
 
 
 def _state(trouble: Callable[[], str | None], word: str) -> Callable[[Request, Reply], None]:

@@ -206,9 +206,6 @@ class Server:
     def _accept(self, listener: Listener) -> None:
         """Take the connections that wait."""
         for _ in range(_ACCEPT_AT_ONCE):
-            if len(self._connections) >= self._bounds.connections and not self._make_room():
-                self._listen(False)  # until one of those that are worked on ends
-                return
             try:
                 sock, _ = listener.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -222,9 +219,13 @@ class Server:
             if listener.via == "tcp":
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = Connection(sock, listener.via, listener.identify(sock))
+            if len(self._connections) >= self._bounds.connections and not self._make_room():
+                self._listen(False)  # until one of those that are worked on ends
             self._connections.add(connection)
             self._selector.register(sock, _READ, connection)
             self._give(connection, self._bounds.idle)
+            if not self._listening:
+                return
 
     def _make_room(self) -> bool:
         """Close the connection that has kept us waiting longest; False when none does."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 VARIABLE = "FAILPOINT"
-_IMPORTED_FIRST = ("agent.cli.run", "agent.service", "agent.settings", "agent.api", "agent.polar")
+_IMPORTED_FIRST = ("agent.cli.run", "agent.service", "agent.settings", "agent.api.server", "agent.polar")
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,13 @@ class Product:
 
     def stored(self) -> Iterator[dict[str, Any]]:
         """Yield what the emulator has stored."""
+        for line in self.stored_text().splitlines():
+            yield json.loads(line)
+
+    def stored_text(self) -> bytes:
+        """Return the same as lines of JSON."""
         with urllib.request.urlopen(f"{self.url}/_emulator/events", timeout=PATIENCE) as answer:
-            for line in answer:
-                yield json.loads(line)
+            return answer.read()
 
     def stats(self) -> dict[str, Any]:
         """Return the emulator's counters."""

@@ -69,6 +69,7 @@ class TestDefaults:
             "base_url": None,
             "socket_path": Path("/run/user/1000/polar-agent/agent.sock"),
             "socket_mode": 0o660,
+            "socket_owner": None,
             "socket_group": None,
             "allowed_users": (),
             "allowed_groups": (),
@@ -90,6 +91,9 @@ class TestDefaults:
             "log_level": "info",
             "log_format": "auto",
             "api_socket_path": Path("/run/user/1000/polar-agent/api.sock"),
+            "api_socket_mode": 0o660,
+            "api_listen": None,
+            "api_token": None,
         }
         assert found.sources == {}
 
@@ -477,12 +481,39 @@ class TestUnknownNames:
         )
         assert found.sources == {}
 
-    @pytest.mark.parametrize("toml", ['[[tail]]\npath = "/x"', 'api_listen = "127.0.0.1:1"'])
-    def test_what_a_later_version_knows_does_not_look_as_if_it_worked(self, refused, toml):
-        assert "does not know it yet" in refused(toml)
+    def test_what_a_later_version_knows_does_not_look_as_if_it_worked(self, refused):
+        assert "does not know it yet" in refused('[[tail]]\npath = "/x"')
 
     def test_tail_in_the_environment_neither(self, refused):
         assert "does not know it yet" in refused(POLAR_AGENT_TAIL__0__PATH="/x")
+
+
+class TestApi:
+    def test_its_socket_is_open_to_those_to_whom_the_other_one_is(self, read):
+        assert read(None, {"socket_mode": "0666"}).api_socket_mode == 0o666
+        assert read(None, {"socket_mode": "0666", "api_socket_mode": "0600"}).api_socket_mode == 0o600
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:8686", "[::1]:8686", "localhost:1"])
+    def test_on_loopback_tcp_needs_no_token(self, read, address):
+        assert read(None, {"api_listen": address}).api_listen == address
+
+    @pytest.mark.parametrize("address", ["0.0.0.0:8686", "[::]:8686", "192.168.0.1:1", "agent.lan:8686"])
+    def test_elsewhere_it_needs_one(self, read, refused, address):
+        assert "set api_token" in refused(None, {"api_listen": address})
+        token = "0123456789abcdef"
+        assert read(None, {"api_listen": address, "api_token": token}).api_listen == address
+
+    @pytest.mark.parametrize(
+        "address", ["8686", ":8686", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:0", "h:65536"]
+    )
+    def test_what_is_no_host_and_port_is_refused(self, refused, address):
+        assert "api_listen" in refused(None, {"api_listen": address})
+
+    @pytest.mark.parametrize("token", ["short", "x" * 15, "with a blank in it all", "\xfcnot ascii at all"])
+    def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused_and_not_shown(self, refused, token):
+        message = refused(None, {"api_token": token})
+        assert "api_token" in message
+        assert token not in message
 
 
 class TestFile:
