@@ -299,17 +299,18 @@ class Settings(BaseSettings):
         return self._origins
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """Return every setting, its value in words (the token's is hidden), and where it comes from."""
+        """Return every setting, its value in words (a token's is hidden), and where it comes from."""
         return [
             (name, _in_words(name, getattr(self, name)), self._origins.get(name, "default"))
             for name in type(self).model_fields
         ]
 
     def document(self) -> list[dict[str, object]]:
-        """Return every setting, its value for programs (the token's is hidden), and where it comes from."""
+        """Return every setting, its value for programs (a token's is hidden), and where it comes from."""
         values = self.model_dump(mode="json")
-        if self.access_token is not None:
-            values["access_token"] = HIDDEN
+        for name in _SECRETS:
+            if values[name] is not None:
+                values[name] = HIDDEN
         return [
             {"setting": name, "value": values[name], "from": self._origins.get(name, "default")}
             for name in type(self).model_fields
