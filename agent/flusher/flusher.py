@@ -192,8 +192,9 @@ class Flusher:
 
     def _serve_guests(self, now: float) -> float | None:
         """Give out places in the budget; return the seconds until there may be another one."""
-        waits = self._anything_waits()
-        return self._guests.serve(self._pace, now, self._evidence.sent, waits=waits)
+        if not self._guests:
+            return None
+        return self._guests.serve(self._pace, now, self._evidence.sent, waits=self._anything_waits())
 
     def _search(self) -> float | None:
         """See that nothing is pending when nothing is left to do; return the seconds until the next look.

@@ -32,6 +32,10 @@ class Guests:
         self._waiting: deque[threading.Event] = deque()
         self._served_at = -1  # how many requests of our own had gone out when the last guest was served
 
+    def __bool__(self) -> bool:
+        """Tell whether anybody waits."""
+        return bool(self._waiting)
+
     def ask(self, seconds: float) -> bool:
         """Wait for a place; from any thread. False when there is none in time."""
         if len(self._waiting) >= _MOST_WAITING:
