@@ -8,7 +8,10 @@ a guard below says so and how the gap is closed.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -24,24 +27,28 @@ _EARLIEST = datetime(2, 1, 1, tzinfo=UTC)  # an offset may take an earlier one b
 _MAX_DEPTH = 400  # a line of less nesting than the server takes goes to the full check; deeper ones must
 _MAX_INT_DIGITS = 4300
 _STRIDE = _MAX_INT_DIGITS // 2 - 1
+_PLACE = re.compile(r"at `\$\[(?P<place>\d+)\]|\(byte (?P<byte>\d+)\)")
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 
 # 600 characters are at most 2,400 bytes: below what PostgreSQL's index takes uncompressed.
-_Id = Annotated[str, Meta(max_length=600)]
-_Name = Annotated[str, Meta(max_length=128)]
-_Text = Annotated[str, Meta(min_length=1, max_length=500)]
-_Time = Annotated[datetime, Meta(tz=True)]
+Id = Annotated[str, Meta(max_length=600)]
+FullId = Annotated[str, Meta(min_length=1, max_length=600)]
+Name = Annotated[str, Meta(max_length=128)]
+Text = Annotated[str, Meta(min_length=1, max_length=500)]
+Time = Annotated[datetime, Meta(tz=True)]
+Value = Text | int | float | bool
+"""What stands in metadata, but for the two objects with a meaning."""
 
 
 class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """The common event: an external customer, flat metadata, nothing else."""
 
-    name: _Name
-    external_customer_id: _Id
-    external_id: _Id | None = NO_ID
-    timestamp: _Time = ABSENT
-    parent_id: _Id | None = None
-    metadata: dict[str, _Text | int | float | bool] = {}  # msgspec makes a new one each time
+    name: Name
+    external_customer_id: Id
+    external_id: Id | None = NO_ID
+    timestamp: Time = ABSENT
+    parent_id: Id | None = None
+    metadata: dict[str, Value] = {}  # msgspec makes a new one each time
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -62,13 +69,13 @@ class _Object(msgspec.Struct, gc=False):
 class _Rich(msgspec.Struct, gc=False):
     """Any event that the quick check knows; `_fine` looks at what its types cannot say."""
 
-    name: _Name
-    external_customer_id: _Id | UnsetType = UNSET
+    name: Name
+    external_customer_id: Id | UnsetType = UNSET
     customer_id: str | UnsetType = UNSET
-    external_id: _Id | None = NO_ID
-    timestamp: _Time = ABSENT
-    parent_id: _Id | None = None
-    metadata: dict[str, _Text | int | float | bool | _Object] | UnsetType = UNSET
+    external_id: Id | None = NO_ID
+    timestamp: Time = ABSENT
+    parent_id: Id | None = None
+    metadata: dict[str, Value | _Object] | UnsetType = UNSET
     member_id: UnsetType = UNSET
     external_member_id: UnsetType = UNSET
     organization_id: None = None
@@ -77,38 +84,83 @@ class _Rich(msgspec.Struct, gc=False):
 Event = _Plain | _Rich
 """What the quick check read of an event; `external_id` and `timestamp` are of use."""
 
+_id_of = attrgetter("external_id")
+time_of = attrgetter("timestamp")
+
 _plain = msgspec.json.Decoder(_Plain)
 _rich = msgspec.json.Decoder(_Rich)
-_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def check_block(block: bytes, lines: int) -> list[Any] | None:
-    """Return one `Event` for each line of `block` if all of them are fine, else None.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was read of a block that is fine.
+
+    Attributes:
+        events: one for each line.
+        with_ids: True if each has an `external_id` that counts, False if none has the field at
+            all, None if neither.
+        with_times: the same for `timestamp`.
+    """
+
+    events: list[Any]
+    with_ids: bool | None
+    with_times: bool | None
+
+
+def check_block(block: bytes, lines: int) -> Found | int:
+    """Return what is in `block` if all of its lines are fine.
 
     Args:
         block: lines joined by newlines, each of them beginning with `{` and ending with `}`:
             msgspec would also take two objects on one line, or one over two.
         lines: how many lines these are.
+
+    Returns:
+        Otherwise the place of a line that is in doubt, from 0, as far as msgspec tells it; most
+        of the time those before it are fine. -1 when that is not known.
     """
     events = _check_plain(block)
     if events is None:
-        events = _check_rich(block, lines)
-    return events if events is not None and len(events) == lines else None
+        rich = _check_rich(block, lines)
+        if isinstance(rich, int):
+            return min(rich, lines - 1)
+        events = rich
+    if len(events) != lines:
+        return -1
+    return Found(events, _with_ids(events), _with_times(events))
 
 
 def check_line(line: bytes) -> Event | None:
     """Return the `Event` of one line if it is fine, else None."""
-    events = check_block(line, 1)
-    return None if events is None else events[0]
+    found = check_block(line, 1)
+    return None if isinstance(found, int) else found.events[0]
+
+
+def _with_ids(events: list[Any]) -> bool | None:
+    ids = list(map(_id_of, events))
+    absent = ids.count(NO_ID)
+    return False if absent == len(ids) else True if not absent and all(ids) else None
+
+
+def _with_times(events: list[Any]) -> bool | None:
+    # That very object: a line may carry an equal time.
+    absent = sum(map(is_, map(time_of, events), repeat(ABSENT)))
+    return False if absent == len(events) else None if absent else True
+
+
+def has_nul(block: bytes) -> bool:
+    """Tell whether a NUL may be in a text: the server refuses it, msgspec does not."""
+    return b"\\" in block and b"\\u0000" in block
 
 
 def _check_plain(block: bytes) -> list[Any] | None:
     """Check events that have known fields only; so msgspec reads, and checks, every byte."""
-    if b"\\" in block and b"\\u0000" in block:
-        return None  # the server refuses NUL, msgspec does not
+    if has_nul(block):
+        return None
     try:
         events = _plain.decode_lines(block)
-    except _ERRORS:
+    except ERRORS:
         return None
     # These two keys want an object, which the type of `metadata` here does not know.
     if [1 for event in events if "_cost" in event.metadata or "_llm" in event.metadata]:
@@ -116,15 +168,27 @@ def _check_plain(block: bytes) -> list[Any] | None:
     return events
 
 
-def _check_rich(block: bytes, lines: int) -> list[Any] | None:
+def _check_rich(block: bytes, lines: int) -> list[Any] | int:
     """Check events of any kind; what is in unknown fields, msgspec passes over with less care."""
     if not _text_is_safe(block) or not _nesting_is_safe(block, lines):
-        return None
+        return -1
     try:
         events = _rich.decode_lines(block)
-    except _ERRORS:
-        return None
-    return events if all(map(_fine, events)) else None
+    except ERRORS as error:
+        return place_of(block, str(error))
+    for place, event in enumerate(events):
+        if not _fine(event):
+            return place
+    return events
+
+
+def place_of(block: bytes, error: str) -> int:
+    """Return the place of the line that msgspec complains of, from 0; -1 if its words do not tell."""
+    found = _PLACE.search(error)
+    if found is not None:
+        return int(found["place"] or block.count(b"\n", 0, int(found["byte"])))
+    # The block ended within its last line, or within one before that has no end.
+    return block.count(b"\n") if "truncated" in error else -1
 
 
 def _text_is_safe(block: bytes) -> bool:
@@ -178,7 +242,7 @@ def _fine(event: _Rich) -> bool:
     objects = 0
     cost = metadata.get("_cost")
     if cost is not None:
-        if type(cost) is not _Object or not _cost_is_fine(cost):
+        if type(cost) is not _Object or not cost_is_fine(cost):
             return False
         objects += 1
     llm = metadata.get("_llm")
@@ -189,7 +253,7 @@ def _fine(event: _Rich) -> bool:
     return sum(1 for value in metadata.values() if type(value) is _Object) == objects
 
 
-def _cost_is_fine(cost: _Object) -> bool:
+def cost_is_fine(cost: _Object) -> bool:
     """Tell that the amount surely has at most 5 digits before and 12 after the point."""
     amount = cost.amount
     if cost.currency is UNSET or amount is UNSET:

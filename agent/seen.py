@@ -101,6 +101,19 @@ class Seen:
         self._keep(block, len(ids))
         return True
 
+    def first_repeat(self, ids: Iterable[str]) -> int:
+        """Return the place of the first id that is remembered or stood there before; -1 when none is.
+
+        Args:
+            ids: of events; those without are empty.
+        """
+        met: set[str] = set()
+        for place, one in enumerate(ids):
+            if one and (one in met or one in self._young.places or one in self._old.places):
+                return place
+            met.add(one)
+        return -1
+
     def repeats(self, identity: str, line: bytes) -> bool | None:
         """Remember an event if it is new, and return None; else tell whether it is the same as its first."""
         if self._forgotten:

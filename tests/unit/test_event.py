@@ -18,9 +18,10 @@ from support.lines import CUSTOMER, GOOD, costs, fine_lines, lines, llms, nested
 
 from agent import quick, schema
 from agent.chunk import MAX_EVENTS
-from agent.event import Checker, iso
+from agent.event import Checker
 from agent.framing import TOO_LONG
 from agent.refusal import Refusal, full_check, queue_full
+from agent.stamp import iso
 
 NOW = datetime.fromtimestamp(NOON, UTC)
 MINIMAL = b'{"name":"n","external_customer_id":"c"}'
@@ -193,7 +194,9 @@ def test_what_the_quick_check_takes_in_a_block_the_full_check_takes(before, line
     if not (block[-1].endswith(b"}") and all(text.startswith(b"{") for text in block)):
         return
 
-    if quick.check_block(b"\n".join(block), len(block)) is not None and quick_takes(line.strip()):
+    if isinstance(quick.check_block(b"\n".join(block), len(block)), quick.Found) and quick_takes(
+        line.strip()
+    ):
         assert full_refusal(line.strip()) is None
 
 

@@ -1,0 +1,170 @@
+"""Writes into events what they lack: an `external_id`, a `timestamp`. Pure.
+
+What a producer wrote stays as it is, digit for digit; what is added stands before the
+closing brace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.chunk import MAX_EVENTS
+from agent.ids import suffixes, uuid7_block, uuid7_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agent.refusal import Facts
+
+_LEAD = 8
+_BETWEEN = b"}\n{"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Whole lines, one object each, cut at what stands between them.
+
+    Attributes:
+        data: the lines, joined by newlines.
+        between: what stands between each two: a brace, a newline, a brace and perhaps more.
+        parts: the rest, one for each line; so the first is without what follows the newline in
+            `between`, and the last without its closing brace.
+    """
+
+    data: bytes
+    between: bytes
+    parts: list[bytes]
+
+
+def cut(data: bytes) -> Cut | None:
+    """Cut lines; None when they are not one object each, as far as their ends tell.
+
+    In valid JSON, a brace, a newline and a brace stand only between two objects. So where no
+    other newline is left, and a reader finds as many objects as there are parts, each line
+    is one object.
+    """
+    if not (data.startswith(b"{") and data.endswith(b"}")):
+        return None
+    # What the first line begins with, most lines begin with; a longer text is found in fewer steps.
+    known = data[1 : 1 + _LEAD]
+    leads = (b"",) if b"}" in known or b"\n" in known else (known, b"")
+    for lead in leads:
+        between = _BETWEEN + lead
+        parts = data[1 + len(lead) : -1].split(between)
+        if b"\n" not in b"".join(parts):
+            return Cut(data, between, parts)
+    return None
+
+
+def groups(whole: Cut) -> list[tuple[bytes, int]]:
+    """Return lines that lack nothing in groups that fit into chunks, with their counts."""
+    if len(whole.parts) <= MAX_EVENTS:
+        return [(whole.data, len(whole.parts))]
+    first = whole.between[2:]
+    return [
+        (b"%b%b}" % (first, whole.between.join(some)), len(some))
+        for some in (whole.parts[share] for share in _shares(len(whole.parts)))
+    ]
+
+
+def write_in(whole: Cut, now: float, *, ids: bool, times: bool) -> list[tuple[bytes, int]]:
+    """Write ids, times or both into lines that all lack them; return them in groups, with their counts.
+
+    Args:
+        whole: the lines.
+        now: the time of receipt.
+        ids: they lack ids.
+        times: they lack times.
+    """
+    time = b',"timestamp":"%b"' % iso(now) if times else b""
+    first = whole.between[2:]
+    if not ids:
+        between = time + whole.between
+        return [
+            (b"%b%b%b}" % (first, between.join(some), time), len(some))
+            for some in (whole.parts[share] for share in _shares(len(whole.parts)))
+        ]
+    between = b'"' + time + whole.between
+    result = []
+    for share in _shares(len(whole.parts)):
+        some = whole.parts[share]
+        count = len(some)
+        before = b',"external_id":"' + uuid7_prefix(now)
+        pieces = [b"", before, b"", between] * count
+        pieces[::4] = some
+        pieces[2::4] = suffixes(count)
+        pieces[-1] = b'"%b}' % time
+        result.append((first + b"".join(pieces), count))
+    return result
+
+
+def _shares(count: int) -> Iterator[slice]:
+    """Yield slices that share so many lines out evenly to as few chunks as can hold them."""
+    chunks = -(-count // MAX_EVENTS)
+    for number in range(chunks):
+        yield slice(count * number // chunks, count * (number + 1) // chunks)
+
+
+def iso(now: float) -> bytes:
+    """Return Unix seconds as RFC 3339 in UTC, cut (never rounded up) to the millisecond."""
+    milliseconds = int(now * 1000)
+    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return b"%b.%03dZ" % (moment.strftime("%Y-%m-%dT%H:%M:%S").encode(), milliseconds % 1000)
+
+
+class Stamper:
+    """Stamps lines of which each may lack something else.
+
+    Args:
+        now: the time of receipt, Unix seconds.
+
+    Attributes:
+        now: the same as a datetime.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.now = datetime.fromtimestamp(now, UTC)
+        self._seconds = now
+        self._time = iso(now)
+        self._ids: list[bytes] = []
+
+    def stamp(self, line: bytes, facts: Facts) -> bytes:
+        """Return `line` with an id and a timestamp."""
+        added = b""
+        if not facts.identity:
+            if not self._ids:
+                self._ids = uuid7_block(self._seconds, 256)[::-1]
+            if b'"external_id"' in line:
+                line = _without(line, "external_id")
+            added = b',"external_id":"%b"' % self._ids.pop()
+        if facts.timestamp is None:
+            if facts.idle_customer_id:
+                # Of an event with both ids Polar takes the external one; but with a timestamp, which
+                # we are about to add, its choice between its two kinds of event would be the other.
+                rest = _without(line, "customer_id")
+                added += b',"customer_id":null' if rest is line else b""
+                line = rest
+            added += b',"timestamp":"%b"' % self._time
+        return line[:-1] + added + b"}" if added else line
+
+    def join(self, lines: Sequence[bytes], facts: Sequence[Facts]) -> tuple[bytes, int]:
+        """Stamp lines and return them as one group, with their count."""
+        return b"\n".join(map(self.stamp, lines, facts)), len(lines)
+
+
+def _without(line: bytes, name: str) -> bytes:
+    """Take a member out of an object, every other value as it was written.
+
+    Where msgspec cannot read the line (`NaN` in a field that Polar ignores), it stays: of
+    two members of one name, the later wins with every reader that the server uses.
+    """
+    try:
+        members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return line
+    members.pop(name, None)
+    return msgspec.json.encode(members)
