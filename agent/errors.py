@@ -62,6 +62,10 @@ class QueueError(AgentError):
     """The queue on disk cannot be opened, read or written."""
 
 
+class QueueFullError(QueueError):
+    """There is no room on the disk for what was to be written; nothing of it was."""
+
+
 class QueueLockedError(QueueError):
     """Another process holds the queue."""
 

@@ -247,8 +247,13 @@ class Queue(Protocol):
         """Apply `change` whole and make it durable; return the keys of its new chunks.
 
         Raises:
+            QueueFullError: there is no room on the disk; nothing of it was applied.
             QueueError: nothing of it was applied.
         """
+        ...
+
+    def recover(self) -> bool:
+        """Get ready for more after the disk refused, with room kept for settling; False while it is not."""
         ...
 
     def books(self) -> Books:

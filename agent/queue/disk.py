@@ -19,9 +19,12 @@ import msgspec
 
 from agent import chunk
 from agent.clock import Clock, SystemClock
-from agent.errors import QueueError, UsageError
+from agent.errors import QueueError, QueueFullError, UsageError
 from agent.queue import Books, Change, Checkpoint, DeadLetter, check, replace_books
+from agent.queue.backfill import Backfill
+from agent.queue.ballast import Ballast
 from agent.queue.directory import prepare_directory
+from agent.queue.fault import fault
 from agent.queue.losses import Losses
 from agent.queue.mend import finish
 from agent.queue.raw import sync_directory
@@ -65,7 +68,10 @@ class DiskQueue:
         self._sizes: dict[int, int] = {}  # of rows that were written or read lately
         self._cache: Cache = None
         self._books = Books()
+        self._ballast = Ballast(directory)
+        self._backfill = Backfill(directory / check.DATABASE)
         prepare_directory(directory)
+        self._make_way()
         finish(directory)
         found, seen = self._probe()
         if found is not None:
@@ -77,6 +83,13 @@ class DiskQueue:
                 self._losses.mend(str(damage), seen)
                 self._load()
 
+    def _make_way(self) -> None:
+        """See that there is room to open the store."""
+        try:
+            self._ballast.make_way()
+        except OSError as error:
+            raise fault("open", self._directory, error) from error
+
     def _probe(self) -> tuple[str | None, Glance]:
         """Return what is wrong with the store before it is opened, and what was seen of its log."""
         try:
@@ -86,9 +99,7 @@ class DiskQueue:
             if found is None:
                 check.forget_index(self._directory)
         except OSError as error:
-            raise QueueError(
-                "open the queue", str(self._directory), reason(error), "see the disk's space and health"
-            ) from error
+            raise fault("open", self._directory, error) from error
         return found, seen
 
     @property
@@ -101,20 +112,49 @@ class DiskQueue:
     def commit(self, change: Change) -> Sequence[int]:
         """Apply `change` whole and make it durable; return the keys of its new chunks.
 
+        What adds no events may take the room that is kept for it.
+
         Raises:
+            QueueFullError: there is no room; nothing of it was applied.
             QueueError: nothing of it was applied.
         """
         with self._write, self._damage_told("write"):
             try:
-                return self._commit(change)
-            except _AbsentError as absent:
-                found = self._losses.found(self._books, self._row)
-                if found is None:
-                    raise QueueError("write the queue", str(self._directory), str(absent)) from absent
-                self._replace(found)
-            except DamageError as damage:
-                self._replace(str(damage))
+                return self._commit_or_mend(change)
+            except QueueFullError:
+                if change.appends or change.letters or not self._give_back():
+                    raise
+            return self._commit_or_mend(change)
+
+    def recover(self) -> bool:
+        """Get ready for more after the disk refused; False while that is not possible."""
+        with self._write:
+            try:
+                self._store()
+                self._backfill.prepare()
+            except (QueueError, DamageError, *ERRORS):
+                return False
+            return self._ballast.keep()
+
+    def _give_back(self) -> bool:
+        """Give back the room that is kept; True when there was some."""
+        try:
+            return self._ballast.give_back()
+        except OSError:
+            return False
+
+    def _commit_or_mend(self, change: Change) -> Sequence[int]:
+        """Apply `change`; where the store turns out not to be what was written, mend it before."""
+        try:
             return self._commit(change)
+        except _AbsentError as absent:
+            found = self._losses.found(self._books, self._row)
+            if found is None:
+                raise QueueError("write the queue", str(self._directory), str(absent)) from absent
+            self._replace(found)
+        except DamageError as damage:
+            self._replace(str(damage))
+        return self._commit(change)
 
     def _commit(self, change: Change) -> Sequence[int]:
         """Apply `change`."""
@@ -123,6 +163,7 @@ class DiskQueue:
             if self._losses.mends or any(settlement.damaged for settlement in change.settlements):
                 change, before, astray = self._losses.count(change, before, self._row)
             books = change.count(before)
+            self._backfill.prepare()
             with cache.transact():
                 books, keys = self._apply(change, books)
                 cache.set(BOOKS, seal(BOOKS, books))
@@ -132,11 +173,10 @@ class DiskQueue:
                 raise
             # A COMMIT that failed is not rolled back by diskcache: start from a new connection.
             self._reopen()
+            self._backfill.distrust()
             if check.is_damage(error):
                 raise DamageError(reason(error)) from error
-            raise QueueError(
-                "write the queue", str(self._directory), reason(error), "see the disk's space and health"
-            ) from error
+            raise fault("write", self._directory, error) from error
         self._books, self._losses.astray = books, astray
         return keys
 
@@ -146,6 +186,7 @@ class DiskQueue:
         if len(sizes) > _SIZES_KEPT:
             sizes.clear()
         size, key, dead = books.bytes, books.next_key, books.next_dead
+        moved = 0
         keys = []
         for new in (*change.appends, *change.requeued):
             row = new.encode(key)
@@ -153,9 +194,12 @@ class DiskQueue:
             sizes[key] = len(row)
             keys.append(key)
             key += 1
-            size += len(row)
+            moved += len(row)
+        size += moved
         for settlement in change.settlements:
-            size -= self._row_size(settlement.key)
+            old = self._row_size(settlement.key)
+            size -= old
+            moved += old
             sizes.pop(settlement.key, None)
             if settlement.damaged:
                 cache.set(numbered(DAMAGED, settlement.key), cache.get(settlement.key))
@@ -167,14 +211,19 @@ class DiskQueue:
                 cache.set(settlement.key, row)
                 sizes[settlement.key] = len(row)
                 size += len(row)
+                moved += len(row)
         for letter in change.buried:
             name = numbered(DEAD, dead)
-            cache.set(name, seal(name, msgspec.structs.replace(letter, id=dead)))
+            row = seal(name, msgspec.structs.replace(letter, id=dead))
+            cache.set(name, row)
+            moved += len(row)
             dead += 1
         for number in (*change.revived, *change.purged):
             if not cache.delete(numbered(DEAD, number)):
                 raise _AbsentError(f"there is no dead letter {number}")
         self._apply_checkpoints(change)
+        rows = len(keys) + len(change.settlements) + dead - books.next_dead
+        self._backfill.wrote(moved, rows + len(change.revived) + len(change.purged) + len(change.checkpoints))
         return replace_books(books, bytes=size, next_key=key, next_dead=dead), keys
 
     def _apply_checkpoints(self, change: Change) -> None:
@@ -251,9 +300,7 @@ class DiskQueue:
         except ERRORS as error:
             if check.is_damage(error):
                 raise DamageError(reason(error)) from error
-            raise QueueError(
-                "read the queue", str(self._directory), reason(error), "see the disk's health"
-            ) from error
+            raise fault("read", self._directory, error) from error
 
     def _row(self, key: int) -> bytes | None:
         """Return the row of a chunk; raises one of `ERRORS` or DamageError."""
@@ -279,6 +326,8 @@ class DiskQueue:
         old = self._cache
         self._losses.mend(found, check.glance(self._directory), self._books)
         self._sizes.clear()
+        self._backfill.close()
+        self._backfill.distrust()
         self._cache = None
         self._store()
         # SQLite sees that its file has moved, and leaves the new one's log alone.
@@ -302,8 +351,10 @@ class DiskQueue:
 
     def close(self) -> None:
         """Let go of the store (this thread's hold on it; the others end with their threads)."""
+        self._backfill.close()
         if self._cache is not None:
             self._cache.close()
+        self._ballast.keep()
 
     def _store(self) -> Cache:
         """Return the store; open it where that was left undone."""
@@ -332,9 +383,7 @@ class DiskQueue:
         except ERRORS as error:
             if check.is_damage(error):
                 raise DamageError(reason(error)) from error
-            raise QueueError(
-                "open the queue", str(self._directory), reason(error), "see the disk's space and health"
-            ) from error
+            raise fault("open", self._directory, error) from error
         except (TypeError, ValueError, KeyError) as error:
             # What comes of it when diskcache believes settings that are damaged.
             raise DamageError(f"diskcache: {error}") from error
