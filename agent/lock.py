@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -28,9 +29,8 @@ class QueueLock:
         try:
             self._file = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise QueueError(
-                "lock the queue", str(directory), error.strerror or str(error), "is the directory yours?"
-            ) from error
+            hint = "make room on it" if error.errno == errno.ENOSPC else "is the directory yours?"
+            raise QueueError("lock the queue", str(directory), error.strerror or str(error), hint) from error
         if not _take(self._file):
             pid = _read_pid(self._file)
             os.close(self._file)
@@ -40,8 +40,10 @@ class QueueLock:
                 f"process {pid} uses it" if pid else "another process uses it",
                 "stop that daemon, or give this one another queue_dir and socket_path",
             )
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, b"%d\n" % os.getpid(), 0)
+        # The number is for messages alone: a disk that does not take it must not keep us from starting.
+        with contextlib.suppress(OSError):
+            # In this order, so that a full disk needs no new block for it.
+            os.ftruncate(self._file, os.pwrite(self._file, b"%d\n" % os.getpid(), 0))
 
     def release(self) -> None:
         """Let others have it."""

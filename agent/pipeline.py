@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.capacity import Limits
 from agent.chunk import DamagedChunkError, NewerChunkError
 from agent.errors import QueueError
 from agent.event import Checker
@@ -17,7 +18,7 @@ from agent.queue.disk import DiskQueue
 from agent.seen import Seen, identity_of
 from agent.server_clock import ServerClock
 from agent.token import TokenSource
-from agent.writer import Limits, Writer
+from agent.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,7 +192,11 @@ class Pipeline:
 def _limits(settings: Settings) -> Limits:
     """Return what concerns the writer."""
     return Limits(
-        settings.queue_max_bytes, settings.disk_reserve_bytes, settings.queue_dir, settings.when_full
+        settings.queue_max_bytes,
+        settings.disk_reserve_bytes,
+        settings.queue_dir,
+        settings.when_full,
+        small_disk="disk_reserve_bytes" not in settings.sources,
     )
 
 

@@ -61,7 +61,7 @@ def changes(old: Settings, new: Settings) -> Changes:
 
 def merged(old: Settings, new: Settings) -> Settings:
     """Return the old settings with those of the new ones that come into force at once."""
-    values = vars(old) | {name: getattr(new, name) for name in RELOADABLE}
+    values = vars(old) | {name: getattr(new, name) for name in RELOADABLE} | {"sources": new.sources}
     return cast("Settings", SimpleNamespace(**values))
 
 

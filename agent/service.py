@@ -87,7 +87,6 @@ class Service:
             max_line_bytes=settings.max_line_bytes,
             max_connections=settings.max_connections,
             allowed=self._allowed,
-            drop_when_full=settings.when_full == "drop_newest",
         )
 
     def run(self) -> int:
@@ -164,9 +163,7 @@ class Service:
         self.pipeline.configure(self._settings)
         if self.pipeline.token.kind != kind:
             later.append("access_token (that of a person and of an organization are checked differently)")
-        self._collector.configure(
-            max_connections=new.max_connections, drop_when_full=new.when_full == "drop_newest"
-        )
+        self._collector.configure(max_connections=new.max_connections)
         configure(new.log_level, new.log_format)
         self._log.info("the settings were reloaded", changed=now)
         if later:

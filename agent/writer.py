@@ -5,7 +5,8 @@ transaction of it, and only then tells those who wait. While one transaction syn
 the next one gathers.
 
 When the disk refuses, appends wait here and are tried again; nobody was told that
-they are safe. Settlements are tried without them, so that a full disk can drain.
+they are safe. Settlements are tried without them, so that a full disk can drain: all
+at once, else in halves, down to one that fits into the room that the queue keeps.
 
 A producer that waits for its ack is served at once. One that writes on without waiting
 is patient: its lines gather for some milliseconds, which saves most of the commits.
@@ -13,25 +14,25 @@ is patient: its lines gather for some milliseconds, which saves most of the comm
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from agent import chunk
-from agent.errors import QueueError
+from agent.capacity import LOOK_SECONDS, Capacity
+from agent.errors import QueueError, QueueFullError
 from agent.logs import get
+from agent.notice import Notice
 from agent.queue import Change, Checkpoint, Chunk, DeadLetter, Queue, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
+    from agent.capacity import Limits
     from agent.clock import Clock
     from agent.queue import DeadLetter
 
 _MAX_WAITING_BYTES = 8 << 20
-_ROOM_CHECK_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
 _GATHER_SECONDS = 0.025
 _GATHER_BYTES = 256 * 1024
@@ -54,6 +55,8 @@ class Append:
         checkpoint: how far the source is read with all this.
         keep: try again for as long as the disk refuses; if not, `done` gets False at once.
         source: what gave them, a word.
+        overflow: called with the reason before the lines are dropped, since there is no room for
+            them and the operator chose that; None: they wait.
     """
 
     groups: list[tuple[bytes, int]]
@@ -67,6 +70,7 @@ class Append:
     repeated: int = 0
     keep: bool = True
     source: str = "socket"
+    overflow: Callable[[str], None] | None = None
 
     @property
     def size(self) -> int:
@@ -77,15 +81,12 @@ class Append:
             + sum(len(letter.event) for letter in self.letters)
         )
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the queue may hold."""
-
-    max_bytes: int
-    reserve_bytes: int
-    directory: Path
-    when_full: Literal["block", "drop_newest"] = "block"
+    def drop(self, reason: str) -> None:
+        """Drop what was accepted."""
+        if self.overflow is not None and (self.groups or self.held or self.repeated):
+            self.overflow(reason)
+            self.dropped += sum(count for _, count in self.groups) + len(self.held) + self.repeated
+            self.groups, self.held, self.repeated = [], [], 0
 
 
 @dataclass(slots=True)
@@ -127,7 +128,8 @@ class Writer:
         on_buried: Callable[[Sequence[DeadLetter]], None] = lambda _letters: None,
     ) -> None:
         self._queue = queue
-        self._limits = limits
+        self._drop = limits.when_full == "drop_newest"
+        self._capacity = Capacity(limits)
         self._clock = clock
         self._on_commit = on_commit
         self._on_room = on_room
@@ -146,8 +148,10 @@ class Writer:
         self._settling = 0
         self._waiting_bytes = 0
         self._stopping = False
-        self._next_room_check = 0.0
         self._trouble: str | None = None
+        self._short = False  # the disk had no room for what waits
+        self._most_bytes = _MAX_WAITING_BYTES  # of one commit; less after the disk had no room
+        self._trouble_notice, self._full_notice = Notice(), Notice()
         self.full: str | None = None
         self.beat = clock.monotonic()
         self._thread = threading.Thread(target=self._run, name="writer")
@@ -158,19 +162,20 @@ class Writer:
 
     def configure(self, limits: Limits) -> None:
         """Go by other limits from now on."""
-        self._limits = limits
+        self._drop = limits.when_full == "drop_newest"
+        self._capacity.limits = limits
         self._work.set()
-
-    @property
-    def drops(self) -> bool:
-        """True when an operator chose to drop what a full queue has no room for."""
-        return self._limits.when_full == "drop_newest"
 
     def stop(self) -> None:
         """Commit what waits, then end; appends that the disk refuses are given up unacknowledged."""
         self._stopping = True
         self._wake()
         self._thread.join()
+
+    @property
+    def drops(self) -> bool:
+        """True when what there is no room for is dropped; never while the disk cannot keep count of it."""
+        return self._drop and self._trouble is None
 
     @property
     def alive(self) -> bool:
@@ -228,15 +233,16 @@ class Writer:
 
     def _run(self) -> None:
         """Step until told to stop and all is written."""
+        self._check_room()
         while True:
-            wait = _ROOM_CHECK_SECONDS if self.full or self._trouble else None
-            self._clock.wait(self._work, wait)
+            watched = self.full or self._full_notice.told or self._trouble_notice.told
+            self._clock.wait(self._work, LOOK_SECONDS if watched else None)
             self._clock.wait(self._hurry, _GATHER_SECONDS)
             self._work.clear()
             self._hurry.clear()
             stopping = self._stopping
             self.step()
-            if stopping and (self._trouble or not self._anything_waits()):
+            if stopping and (self._trouble or self._short or not self._anything_waits()):
                 break
             if self._trouble and not self._stopping:
                 self._clock.wait(self._work, _RETRY_SECONDS)
@@ -250,12 +256,16 @@ class Writer:
             return bool(self._appends or self._settlements or self._requests)
 
     def step(self) -> None:
-        """Commit everything that waits, once."""
+        """Commit what waits: all but appends that are too much for one commit, or for the disk."""
         self.beat = self._clock.monotonic()
         with self._lock:
-            appends, self._appends = self._appends, []
+            appends = [] if self._short else self._portion()
+            hasty = [append for append in self._appends if not append.keep] if self._short else []
+            if hasty:
+                self._appends = [append for append in self._appends if append.keep]
             settlements, self._settlements = self._settlements, []
             requests, self._requests = self._requests, []
+        self._turn_away(hasty)
         for request in requests:
             self._answer(request)
         change = self._change(appends)
@@ -268,8 +278,6 @@ class Writer:
                 return
             self._settled(settlements)
             self._on_append(keys, change.appends)
-        if self._trouble is not None:
-            self._log.info("queue can be written again")
             self._trouble = None
         self._release(appends)
         if change:
@@ -277,6 +285,20 @@ class Writer:
         self._check_room()
         for append in appends:
             append.done(True)
+
+    def _portion(self) -> list[Append]:
+        """Take the appends of one commit; call it under the lock."""
+        most = min(self._most_bytes, self._capacity.portion)
+        taken, size = 0, 0
+        if self._waiting_bytes <= most:
+            taken = len(self._appends)
+        while taken < len(self._appends) and (not taken or size < most):
+            size += self._appends[taken].size
+            taken += 1
+        appends, self._appends = self._appends[:taken], self._appends[taken:]
+        if self._appends:
+            self._wake()
+        return appends
 
     def _change(self, appends: list[Append]) -> Change:
         """Make one change of what the sources gave."""
@@ -309,8 +331,12 @@ class Writer:
 
     def _release(self, appends: list[Append]) -> None:
         """Give the room of committed lines back."""
+        size = sum(append.size for append in appends)
+        self._capacity.wrote(size)
+        if size:
+            self._most_bytes = min(2 * self._most_bytes, _MAX_WAITING_BYTES)
         with self._lock:
-            self._waiting_bytes -= sum(append.size for append in appends)
+            self._waiting_bytes -= size
             if self._waiting_bytes <= _MAX_WAITING_BYTES:
                 self._room.set()
 
@@ -318,26 +344,66 @@ class Writer:
         self, error: QueueError, appends: list[Append], settlements: list[Settlement]
     ) -> None:
         """Keep what could not be written; write the settlements alone if that is possible."""
-        if self._trouble is None:
-            self._log.error("queue cannot be written", reason=error.reason, hint=error.hint)
-        self._trouble = error.reason
-        if settlements and appends:
-            try:
-                self._queue.commit(Change(settlements=settlements))
-                self._settled(settlements)
-                settlements = []
-            except QueueError:
-                pass
+        full = isinstance(error, QueueFullError)
+        if appends or full:
+            settlements = self._settle(settlements)
         kept = [append for append in appends if append.keep]
         with self._lock:
             self._appends[:0] = kept
             self._settlements[:0] = settlements
-            # Whoever cannot be kept waiting is told that nothing was taken: the transaction was undone.
-            self._waiting_bytes -= sum(append.size for append in appends if not append.keep)
-        self._set_full(f"the queue cannot be written: {error.reason}")
+        if full:
+            self._short = True
+            self._most_bytes = max(1, sum(append.size for append in appends) // 2)
+            self._set_full(error.reason)
+            self._overflow(error.reason)
+            self._turn_away([append for append in appends if not append.keep])
+            return
+        self._trouble = error.reason
+        if self._trouble_notice.wrong():
+            self._log.error("queue cannot be written: producers wait", reason=error.reason, hint=error.hint)
+        self._set_full(f"the queue cannot be written: {error.reason}", tell=False)
+        self._turn_away([append for append in appends if not append.keep])
+
+    def _turn_away(self, appends: list[Append]) -> None:
+        """Tell those who cannot be kept waiting that nothing was taken: the transaction was undone."""
+        with self._lock:
+            self._waiting_bytes -= sum(append.size for append in appends)
         for append in appends:
-            if not append.keep:
-                append.done(False)
+            append.done(False)
+
+    def _settle(self, settlements: list[Settlement]) -> list[Settlement]:
+        """Commit ends of events without anything else; return those that the disk refuses."""
+        if not settlements:
+            return []
+        try:
+            self._queue.commit(Change(settlements=settlements))
+        except QueueFullError:
+            if len(settlements) == 1:
+                return settlements
+        except QueueError:
+            return settlements
+        else:
+            self._settled(settlements)
+            return []
+        middle = len(settlements) // 2
+        refused = self._settle(settlements[:middle])
+        # What is to become of a chunk is in order.
+        waiting = {settlement.key for settlement in refused}
+        others = settlements[middle:]
+        refused += [other for other in others if other.key in waiting]
+        return refused + self._settle([other for other in others if other.key not in waiting])
+
+    def _overflow(self, reason: str) -> None:
+        """Drop what the disk has no room for, if an operator chose that."""
+        if not self._drop:
+            return
+        with self.order, self._lock:
+            before = sum(append.size for append in self._appends)
+            for append in self._appends:
+                append.drop(reason)
+            self._waiting_bytes -= before - sum(append.size for append in self._appends)
+        self._short = bool(self._waiting_bytes)
+        self._wake()
 
     def _settled(self, settlements: Sequence[Settlement]) -> None:
         """Note that ends of events are committed."""
@@ -358,30 +424,28 @@ class Writer:
             self._on_commit(sum(new.count for new in request.change.requeued))
 
     def _check_room(self) -> None:
-        """See whether the queue is full, now and then while it is not, at every step while it is."""
-        limits = self._limits
-        stored = self._queue.books().bytes
-        if stored >= limits.max_bytes:
-            self._set_full(f"the queue holds {stored} bytes; queue_max_bytes is {limits.max_bytes}")
-            return
+        """See whether the queue is full, and whether it is so no more."""
         now = self._clock.monotonic()
-        if self.full is None and now < self._next_room_check:
-            return
-        self._next_room_check = now + _ROOM_CHECK_SECONDS
-        disk = os.statvfs(limits.directory)
-        free = disk.f_bavail * disk.f_frsize
-        if free < limits.reserve_bytes:
-            self._set_full(f"the disk has {free} bytes free; disk_reserve_bytes is {limits.reserve_bytes}")
-        else:
-            self._set_full(None)
+        if self._trouble_notice.well(now):
+            self._log.info("queue can be written again")
+        lack = self._capacity.lack(self._queue.books().bytes, now)
+        try:
+            self._queue.recover()
+        except QueueError as error:
+            lack = error.reason
+        self._set_full(lack)
+        if self._short and lack is None:
+            self._short = False
+            self._wake()
 
-    def _set_full(self, reason: str | None) -> None:
+    def _set_full(self, reason: str | None, *, tell: bool = True) -> None:
         """Change `full`; tell those who wait for it when it changes between full and not."""
         changed = (reason is None) != (self.full is None)
         self.full = reason
-        if changed:
-            if reason is None:
+        if reason is None:
+            if self._full_notice.well(self._clock.monotonic()):
                 self._log.info("queue has room again")
-            else:
-                self._log.warning("queue is full: producers wait", reason=reason)
+        elif tell and self._full_notice.wrong():
+            self._log.warning("queue is full: producers wait", reason=reason)
+        if changed:
             self._on_room()

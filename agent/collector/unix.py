@@ -23,6 +23,7 @@ import selectors
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent import refusal
@@ -30,6 +31,7 @@ from agent.collector.connection import Connection
 from agent.collector.peers import AllowList, Door, peer_of
 from agent.event import Checked, Checker, Fate
 from agent.logs import get
+from agent.seen import identity_of
 from agent.writer import Append, Writer
 
 if TYPE_CHECKING:
@@ -73,7 +75,6 @@ class Collector:
         max_line_bytes: the longest line that is taken.
         max_connections: how many are served at once; more wait in the kernel's queue.
         allowed: who may connect.
-        drop_when_full: refuse lines when the queue is full instead of waiting.
     """
 
     def __init__(
@@ -88,7 +89,6 @@ class Collector:
         max_line_bytes: int,
         max_connections: int,
         allowed: AllowList,
-        drop_when_full: bool = False,
     ) -> None:
         self._bound = bound
         self._checker = checker
@@ -99,7 +99,6 @@ class Collector:
         self._max_line_bytes = max_line_bytes
         self._max_connections = max_connections
         self._allowed = allowed
-        self._drop_when_full = drop_when_full
         self._log = get("collector")
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, Connection] = {}
@@ -127,10 +126,9 @@ class Collector:
         self.wake()
         self._thread.join()
 
-    def configure(self, *, max_connections: int, drop_when_full: bool) -> None:
+    def configure(self, *, max_connections: int) -> None:
         """Go by other settings from now on; from any thread."""
         self._max_connections = max_connections
-        self._drop_when_full = drop_when_full
         self._listen_again = True
         self.wake()
 
@@ -242,7 +240,7 @@ class Collector:
 
     def _readable(self, connection: Connection, gathered: _Gathered) -> None:
         """Read once from a connection."""
-        if self._writer.full and not self._drop_when_full:
+        if self._writer.full and not self._writer.drops:
             self._pause(connection)
             return
         received = self._receive(connection)
@@ -364,6 +362,16 @@ class Collector:
         """Look at the paused connections again; from any thread."""
         self.wake()
 
+    def _look_at_room(self) -> None:
+        """Read again from those who had to wait; or tell those who wait for an ack that it takes longer."""
+        full = self._writer.full and not self._writer.drops
+        for connection in list(self._connections.values()):
+            if full and connection.unsettled and not connection.closed:
+                self._pause(connection)
+            elif not full and connection.paused:
+                connection.paused = connection.notified = False
+                self._watch(connection)
+
     def _woken(self) -> None:
         """Deal with what other threads left."""
         while True:
@@ -380,11 +388,7 @@ class Collector:
             if not connection.closed:
                 self._watch(connection)
                 self._finish(connection)
-        if not self._writer.full:
-            for connection in list(self._connections.values()):
-                if connection.paused:
-                    connection.paused = connection.notified = False
-                    self._watch(connection)
+        self._look_at_room()
 
     # -- lines -----------------------------------------------------------------------
 
@@ -395,35 +399,44 @@ class Collector:
 
     def _submit_in_order(self, gathered: _Gathered) -> None:
         """Do the work of `_submit`, alone among all sources."""
-        full = self._writer.full if self._drop_when_full else None
+        drops = self._writer.drops
+        full = self._writer.full if drops else None
         seen = None if full else self._seen  # what is dropped may come again
         checked = self._checker.check(gathered.segments, self._server_now(), seen)
-        dropped = 0
+        refused, dropped = checked.refused, 0
         if full:
             dropped = checked.accepted
             checked = _refuse_all(checked, full)
-        answers: dict[Connection, tuple[int, bytes]] = {}
-        for owner, fate in zip(gathered.owners, checked.fates, strict=True):
-            known = answers.get(owner, (owner.lines, b""))[1]
-            if fate.refused:
-                first = owner.lines
-                known += b"".join(why.answer(first + number) for number, why in fate.refused)
-            owner.lines += fate.lines
-            answers[owner] = (owner.lines, known)
-        settled = [(owner, *answer) for owner, answer in answers.items()]
-        for owner in answers:
+        first = {owner: owner.lines for owner in gathered.owners}
+        settled = _answers(gathered.owners, checked, first)
+        for owner, acked, _ in settled:
+            owner.lines = acked
             owner.begin()
-        self._writer.append(
-            Append(
-                checked.groups,
-                checked.held,
-                refused=0 if dropped else checked.refused,
-                dropped=dropped,
-                done=lambda durable: self._settled(settled, durable),
-                patient=gathered.patient,
-                repeated=checked.repeated,
-            )
+        append = Append(
+            checked.groups,
+            checked.held,
+            refused=refused,
+            dropped=dropped,
+            done=lambda durable: self._settled(settled, durable),
+            patient=gathered.patient,
+            repeated=checked.repeated,
         )
+        if drops:
+            append.overflow = partial(self._overflow, settled, gathered.owners, checked, first)
+        self._writer.append(append)
+
+    def _overflow(
+        self,
+        settled: list[tuple[Connection, int, bytes]],
+        owners: list[Connection],
+        checked: Checked,
+        first: dict[Connection, int],
+        reason: str,
+    ) -> None:
+        """Refuse what was taken and finds no room after all; runs in the writer's thread."""
+        settled[:] = _answers(owners, _refuse_all(checked, reason), first)
+        lines = [line for group, _ in checked.groups for line in group.split(b"\n")]
+        self._seen.forget(identity_of(line) for line in (*lines, *(line for _, line in checked.held)))
 
     def _settled(self, settled: list[tuple[Connection, int, bytes]], durable: bool) -> None:
         """Answer the producers of one group of lines; runs in the writer's thread."""
@@ -436,6 +449,25 @@ class Collector:
                 look = True
         if look and not self._stopping:
             self.wake()
+
+
+def _answers(
+    owners: list[Connection], checked: Checked, first: dict[Connection, int]
+) -> list[tuple[Connection, int, bytes]]:
+    """Return what to answer to whom: its last line, and the refusals.
+
+    Args:
+        owners: of each segment.
+        checked: the outcome, a fate for each segment.
+        first: how many lines each owner had sent before.
+    """
+    answers: dict[Connection, tuple[int, bytes]] = {}
+    for owner, fate in zip(owners, checked.fates, strict=True):
+        lines, known = answers.get(owner) or (first[owner], b"")
+        if fate.refused:
+            known += b"".join(why.answer(lines + number) for number, why in fate.refused)
+        answers[owner] = (lines + fate.lines, known)
+    return [(owner, *answer) for owner, answer in answers.items()]
 
 
 def _refuse_all(checked: Checked, reason: str) -> Checked:

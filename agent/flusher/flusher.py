@@ -252,8 +252,8 @@ class Flusher:
             item = self._held.pop()
             if isinstance(item, Batch):
                 self._again.append(item)
-            else:
-                self._intake.read_chunk(item)
+            elif not self._intake.read_chunk(item):
+                self._held.add(now + _SETTLE_SECONDS, item)
 
     # -- requests ----------------------------------------------------------------------
 
@@ -470,7 +470,7 @@ class Flusher:
         waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
         self.delivery = Delivery(
             state,
-            self._trouble,
+            self._trouble or self._intake.trouble,
             self._last_success,
             self._pace.wait(now) if waits else None,
             len(self._held),

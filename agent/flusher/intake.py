@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from agent.batch import Backlog, Batch, Lease
 from agent.chunk import DamagedChunkError, NewerChunkError
+from agent.errors import QueueError
 from agent.logs import get
+from agent.notice import Notice
 from agent.queue import Settlement
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from agent.server_clock import ServerClock
     from agent.writer import Writer
 
+_READ_AGAIN_SECONDS = 1.0  # when the disk refused
 _OFFERED_BYTES = 8 << 20  # of chunks that are kept until they are sent, to save reading them
 
 
@@ -105,6 +108,9 @@ class Intake:
         self._offered: dict[int, Chunk] = {}
         self._offered_bytes = 0
         self._offer_lock = threading.Lock()
+        self._notice = Notice()
+        self.trouble: str | None = None
+        """Why the queue cannot be read now; None when it can."""
 
     def configure(self, options: Options) -> None:
         """Go by other settings from now on."""
@@ -145,7 +151,7 @@ class Intake:
         options, backlog = self._options, self._backlog
         self._read(room)
         if not backlog.parts:
-            return Lack(1)
+            return Lack(1, _READ_AGAIN_SECONDS if self.trouble else None)
         enough = min(room.events, options.max_batch_events)
         if not backlog.full(enough, room.bytes) and not urgent:
             arrived = backlog.parts[0].lease.chunk.arrived_ms / 1000
@@ -155,37 +161,62 @@ class Intake:
         parts = backlog.take(room.events, room.bytes, fill=fill)
         return Batch(f"b{next(self._numbers)}", parts)
 
-    def read_chunk(self, key: int) -> None:
-        """Put one chunk where it belongs."""
+    def read_chunk(self, key: int) -> bool:
+        """Put one chunk where it belongs; False when the disk refuses it now."""
         try:
             chunk = self._take_offered(key) or self._store.get(key)
+        except QueueError as error:
+            self._refused(error)
+            return False
         except DamagedChunkError as error:
             self._log.error("a chunk of the queue is not what was written", chunk=key, reason=str(error))
             self._writer.settle([Settlement(key, None, damaged=True)])
-            return
+            return True
         except NewerChunkError as error:
             self._log.error(
                 "a chunk of the queue cannot be read: its events stay where they are",
                 chunk=key,
                 reason=str(error),
             )
-            return
+            return True
+        self._readable()
         if chunk is None:
-            return
+            return True
         if chunk.due_ms > self._server_clock.now() * 1000:
             self._held.add(chunk.due_ms / 1000, key)
         else:
             self._backlog.add(Lease(key, chunk).part())
+        return True
+
+    def _refused(self, error: QueueError) -> None:
+        """Note that the disk refuses."""
+        self.trouble = f"the queue cannot be read: {error.reason}; {error.hint}"
+        if self._notice.wrong():
+            self._log.error(
+                "the queue cannot be read: events stay in it", reason=error.reason, hint=error.hint
+            )
+
+    def _readable(self) -> None:
+        """Note that the disk gives what it has."""
+        self.trouble = None
+        if self._notice.told and self._notice.well(self._clock.monotonic()):
+            self._log.info("the queue can be read again")
 
     def _read(self, room: Room) -> None:
         """Read chunks until there is enough for one batch."""
         end = self._store.books().next_key
         if self._cursor == 0:
-            self._cursor = self._store.first_key()
+            try:
+                self._cursor = self._store.first_key()
+            except QueueError as error:
+                self._refused(error)
+                return
         while self._cursor < end and not self.fills(room):
             key = self._cursor
-            self._cursor += 1
-            self.read_chunk(key)
+            self._cursor += 1  # before it is read, so that `offer` does not keep it any more
+            if not self.read_chunk(key):
+                self._cursor = key
+                return
 
     def _take_offered(self, key: int) -> Chunk | None:
         """Return a chunk that need not be read."""

@@ -252,8 +252,13 @@ class Queue(Protocol):
         """
         ...
 
-    def recover(self) -> bool:
-        """Get ready for more after the disk refused, with room kept for settling; False while it is not."""
+    def recover(self) -> None:
+        """See that the queue is ready for more, with room kept for settling, also after the disk refused.
+
+        Raises:
+            QueueFullError: there is no room to keep.
+            QueueError: the disk refuses still.
+        """
         ...
 
     def books(self) -> Books:

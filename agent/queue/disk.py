@@ -126,15 +126,26 @@ class DiskQueue:
                     raise
             return self._commit_or_mend(change)
 
-    def recover(self) -> bool:
-        """Get ready for more after the disk refused; False while that is not possible."""
-        with self._write:
+    def recover(self) -> None:
+        """See that the queue is ready for more, with room kept for settling, also after the disk refused.
+
+        Raises:
+            QueueFullError: there is no room to keep.
+            QueueError: the disk refuses still.
+        """
+        with self._write, self._damage_told("write"):
             try:
                 self._store()
                 self._backfill.prepare()
-            except (QueueError, DamageError, *ERRORS):
-                return False
-            return self._ballast.keep()
+            except ERRORS as error:
+                self._backfill.distrust()
+                if check.is_damage(error):
+                    raise DamageError(reason(error)) from error
+                raise fault("write", self._directory, error) from error
+            if not self._ballast.keep():
+                raise QueueFullError(
+                    "write the queue", str(self._directory), "the disk is full", "make room on it"
+                )
 
     def _give_back(self) -> bool:
         """Give back the room that is kept; True when there was some."""

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.answer import Answer, NoAnswer, Outcome
+from agent.capacity import Limits
 from agent.flusher import Flusher, Options
 from agent.pace import Pace
 from agent.queue import Change
 from agent.queue.memory import MemoryQueue
 from agent.server_clock import ServerClock
-from agent.writer import Limits, Writer
+from agent.writer import Writer
 from support.clock import FakeClock
 from support.queues import chunk_of, pending
 

@@ -13,11 +13,12 @@ from support.clock import NOON, FakeClock
 from support.processes import wait_until
 from support.queues import buried, chunk_of, counts, delivered, line, names, pending
 
+from agent.capacity import Limits
 from agent.clock import SystemClock
 from agent.errors import QueueError
 from agent.queue import Change
 from agent.queue.memory import MemoryQueue
-from agent.writer import Append, Limits, Writer
+from agent.writer import Append, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,7 @@ class Disk:
     def statvfs(self, path: Path) -> SimpleNamespace:
         del path
         self.looks += 1
-        return SimpleNamespace(f_bavail=self.free // 4096, f_frsize=4096, f_bfree=1 << 60)
+        return SimpleNamespace(f_blocks=1 << 30, f_bavail=self.free // 4096, f_frsize=4096, f_bfree=1 << 60)
 
 
 @pytest.fixture
@@ -585,7 +586,8 @@ def test_a_commit_makes_room(desk: Desk) -> None:
     for _ in range(3):
         desk.append("a", held=[(NOON + 1, "a")], filler=3 * MIB)
 
-    desk.writer.step()
+    for _ in range(3):
+        desk.writer.step()
 
     assert desk.writer.wait_for_room(0.0)
 
@@ -637,7 +639,8 @@ def append_of(name: str, told: Callable[[bool], None], *, patient: bool = False)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the thread try again soon."""
     monkeypatch.setattr("agent.writer._RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("agent.writer._ROOM_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("agent.writer.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("agent.capacity.LOOK_SECONDS", 0.01)
 
 
 @pytest.fixture
