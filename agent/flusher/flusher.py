@@ -79,10 +79,7 @@ class Flusher:
         self._intake = Intake(
             store, writer, self._held, clock=clock, server_clock=server_clock, options=options
         )
-        patience = options.request_timeout / 6
-        self._most_events = Ceiling(options.max_batch_events, options.batch_ceiling, patience)
-        most_bytes = options.max_batch_bytes - OVERHEAD
-        self._most_bytes = Ceiling(most_bytes, most_bytes, patience)
+        self._most_events, self._most_bytes = _ceilings(options)
         self._again: deque[Batch] = deque()  # to be sent before anything new, in order
         self._suspects = Suspects()
         self._evidence = Evidence()
@@ -134,6 +131,8 @@ class Flusher:
 
     def configure(self, options: Options) -> None:
         """Go by other settings from now on."""
+        if _ceilings_of(options) != _ceilings_of(self._options):
+            self._most_events, self._most_bytes = _ceilings(options)
         self._options = options
         self._intake.configure(options)
         self._wake.set()
@@ -476,3 +475,23 @@ class Flusher:
             len(self._held),
             self._evidence.sent,
         )
+
+
+def _ceilings_of(options: Options) -> tuple[float, ...]:
+    """Return the settings that what was learned of sizes depends on."""
+    return (
+        options.max_batch_events,
+        options.batch_ceiling,
+        options.max_batch_bytes,
+        options.request_timeout,
+    )
+
+
+def _ceilings(options: Options) -> tuple[Ceiling, Ceiling]:
+    """Return how many events, and how many bytes of them, a batch may have; nothing is learned yet."""
+    patience = options.request_timeout / 6
+    most_bytes = options.max_batch_bytes - OVERHEAD
+    return (
+        Ceiling(options.max_batch_events, options.batch_ceiling, patience),
+        Ceiling(most_bytes, most_bytes, patience),
+    )

@@ -80,7 +80,7 @@ class Evidence:
         if batch.events > 1:
             self.refusals += 1
             return Fate.HALVE
-        if status == _TOO_LARGE or self._certain(batch):
+        if self._certain(batch) or (status == _TOO_LARGE and self.blamed(batch)):
             return Fate.BURY
         if worked and self.blamed(batch):
             return Fate.ASIDE

@@ -5,6 +5,7 @@ Most tests step it by hand, in one thread and in a time of their own: `support.d
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -713,6 +714,18 @@ def test_a_size_that_a_user_chose_is_the_most(make: Callable[..., Desk]) -> None
     fill(desk, 5_000, chunk=1000)
 
     assert sizes(desk.run(Polar())) == [500] * 10
+
+
+def test_another_size_of_batches_counts_from_the_next_one_on(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500)
+    fill(desk, 3_000, chunk=500)
+    desk.run(Polar(), until=lambda: bool(desk.sender.requests))
+
+    desk.flusher.configure(
+        dataclasses.replace(desk.flusher._options, max_batch_events=100, batch_ceiling=100)
+    )
+
+    assert set(sizes(desk.run(Polar()))[1:]) == {100}
 
 
 def test_without_a_backlog_a_batch_is_as_large_as_what_waits(make: Callable[..., Desk]) -> None:
