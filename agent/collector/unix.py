@@ -6,7 +6,8 @@ writer; the writer's thread answers the producers once it is durable (`Connectio
 
 A producer that writes little and often without waiting for its acks would wake this
 thread for each event. So after a small read such a connection rests for some
-milliseconds, and the next read finds more; one that waits for its acks never rests.
+milliseconds, and the next read finds more; one that waits for its acks never rests. All
+that rest are read together, so that their lines are checked in one call.
 
 The protocol: one JSON object a line; `{"ack":N}` once the first N non-blank lines of
 the connection are settled with us; `{"line":N,"error":{…}}` for each refused one, sent
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 256 * 1024
 _GATHER_BYTES = 256 * 1024
-_REST_SECONDS = 0.02
+_REST_SECONDS = 0.04
 _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
@@ -104,7 +105,8 @@ class Collector:
         self._connections: dict[int, Connection] = {}
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._attention: deque[Connection] = deque()
-        self._resting: deque[tuple[float, Connection]] = deque()  # in order of (until)
+        self._resting: list[Connection] = []
+        self._rest_until = 0.0
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -168,11 +170,11 @@ class Collector:
         """Wait until something happens (at most `seconds`), and deal with it."""
         gathered = _Gathered([], [])
         if self._resting:
-            left = max(0.0, self._resting[0][0] - self._clock.monotonic())
+            left = max(0.0, self._rest_until - self._clock.monotonic())
             seconds = left if seconds is None else min(seconds, left)
         ready = self._selector.select(seconds)
-        if self._resting:
-            self._wake_rested()
+        if self._resting and self._rest_until <= self._clock.monotonic():
+            gathered = self._read_rested(gathered)
         for key, events in ready:
             if key.fd == self._wake_read:
                 self._woken()
@@ -191,10 +193,15 @@ class Collector:
         if events & _WRITE and connection.flush():
             self._after_write(connection)
         if events & _READ and not connection.closed:
-            self._readable(connection, gathered)
-            if gathered.size >= _GATHER_BYTES:
-                self._submit(gathered)
-                return _Gathered([], [])
+            return self._read(connection, gathered)
+        return gathered
+
+    def _read(self, connection: Connection, gathered: _Gathered) -> _Gathered:
+        """Read once from a connection; return what is gathered so far."""
+        self._readable(connection, gathered)
+        if gathered.size >= _GATHER_BYTES:
+            self._submit(gathered)
+            return _Gathered([], [])
         return gathered
 
     # -- connections -----------------------------------------------------------------
@@ -290,18 +297,27 @@ class Collector:
 
     def _rest(self, connection: Connection) -> None:
         """Leave a connection alone for a moment."""
-        self._resting.append((self._clock.monotonic() + _REST_SECONDS, connection))
-        connection.resting = True
-        self._watch(connection)
+        if not self._resting:
+            self._rest_until = self._clock.monotonic() + _REST_SECONDS
+        self._resting.append(connection)
+        if not connection.resting:
+            connection.resting = True
+            self._watch(connection)
 
-    def _wake_rested(self) -> None:
-        """Read again from the connections that have rested."""
-        now = self._clock.monotonic()
-        while self._resting and self._resting[0][0] <= now:
-            _, connection = self._resting.popleft()
+    def _read_rested(self, gathered: _Gathered) -> _Gathered:
+        """Read from the connections that have rested; return what is gathered so far.
+
+        Most of them go on resting, so nobody needs to be told to watch them in between.
+        """
+        rested, self._resting = self._resting, []
+        for connection in rested:
+            if not connection.closed:
+                gathered = self._read(connection, gathered)
+        for connection in set(rested).difference(self._resting):
             connection.resting = False
             if not connection.closed:
                 self._watch(connection)
+        return gathered
 
     def _drain(self, connection: Connection) -> None:
         """Take what a producer has written so far; the agent is stopping."""
