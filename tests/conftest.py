@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PROGRAMS = ("strace",)
+PROGRAMS = (
+    *("strace", "systemd-analyze", "dpkg-deb", "unshare", "man"),
+    *("node", "java", "perl", "rustc", "ruby", "php"),
+)
 """What some tests need beside Python; `.ci/run` installs all of it."""
 
 

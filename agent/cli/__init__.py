@@ -18,7 +18,7 @@ from agent import __version__
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 COMMANDS = {
     "run": "run the daemon in the foreground",
@@ -40,8 +40,8 @@ start with: agent demo
 """
 
 
-def _build(command: str | None) -> argparse.ArgumentParser:
-    """Build the parser; only the module of `command` is imported."""
+def build(commands: Collection[str]) -> argparse.ArgumentParser:
+    """Build the parser; of these commands the modules are imported, of the others only a line is told."""
     parser = argparse.ArgumentParser(
         prog="agent",
         description="Takes usage events from any program, keeps them safe on disk, and delivers "
@@ -50,10 +50,10 @@ def _build(command: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"polar-agent {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    actions = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == command:
+        sub = actions.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in commands:
             module = importlib.import_module(f"agent.cli.{name}")
             sub.description = module.DESCRIPTION
             sub.epilog = getattr(module, "EPILOG", None)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if word in COMMANDS), None)
-    args = _build(command).parse_args(words)
+    args = build([command] if command else []).parse_args(words)
     try:
         code: int = args.run(args)
         sys.stdout.flush()  # here, where a reader that went away can be dealt with

@@ -1,9 +1,7 @@
 """What is shipped around the package: locks, Makefile, image, unit file."""
 
-import configparser
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from importlib import metadata
@@ -14,7 +12,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import agent
-from agent.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -41,18 +38,6 @@ def copied() -> list[str]:
     """Return what the Dockerfile takes from the source tree."""
     lines = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
-
-
-def unit() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # systemd's keys have capitals
-    parser.read_string((ROOT / "deploy/systemd/polar-agent.service").read_text())
-    return parser
-
-
-def seconds(text: str) -> float:
-    """Return a plain number of seconds of a unit file."""
-    return float(text.removesuffix("s"))
 
 
 def test_one_version_everywhere():
@@ -152,38 +137,3 @@ def test_what_the_image_is_built_from_is_there_and_not_ignored():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied()) == allowed
     assert [source for source in copied() if not (ROOT / source).exists()] == []
-
-
-def test_the_unit_stops_later_than_the_agent_drains():
-    drain = Settings.model_fields["shutdown_timeout"].default
-    assert seconds(unit()["Service"]["TimeoutStopSec"]) > drain
-
-
-def test_the_unit_keeps_queue_and_token_to_itself():
-    service = unit()["Service"]
-    assert service["User"] == "polar-agent"
-    assert service["StateDirectory"] == service["RuntimeDirectory"] == "polar-agent"
-    assert service["StateDirectoryMode"] == "0700"
-    assert service["LoadCredential"].startswith("access_token:")
-    assert service["NoNewPrivileges"] == "yes"
-    assert service["ProtectSystem"] == "strict"
-
-
-def test_the_unit_does_not_restart_for_ever_on_wrong_settings():
-    service = unit()["Service"]
-    assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"] == "2"
-
-
-def test_systemd_understands_every_line_of_the_unit(tmp_path):
-    text = (ROOT / "deploy/systemd/polar-agent.service").read_text()
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:  # then at least the form of every line
-        form = re.compile(r"|#.*|\[[A-Z][a-z]+\]|[A-Z][A-Za-z]+=.*")
-        assert [line for line in text.splitlines() if not form.fullmatch(line)] == []
-        assert unit().sections() == ["Unit", "Service", "Install"]
-        return
-    copy = tmp_path / "polar-agent.service"
-    copy.write_text(text.replace("/opt/polar-agent/bin/agent run", shutil.which("true")))
-    done = subprocess.run([analyze, "verify", copy], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
