@@ -128,6 +128,7 @@ class Batch:
             was cut from; infinite before.
         failed_at: the same for the last time.
         resent: it was sent again because the sums differed.
+        uncertain: a request with it ended without a word whether the server stored it.
         cut: what it was cut from.
     """
 
@@ -139,6 +140,7 @@ class Batch:
     doubted_at: float = math.inf
     failed_at: float = math.inf
     resent: bool = False
+    uncertain: bool = False
     cut: Cut | None = None
     events: int = field(init=False)
     size: int = field(init=False)
@@ -209,6 +211,7 @@ class Batch:
             self.first_attempt,
             doubted_at=self.doubted_at,
             failed_at=self.failed_at,
+            uncertain=self.uncertain,
             cut=self.cut,
         )
 
@@ -221,7 +224,12 @@ class Batch:
         raise IndexError(index)
 
     def settlements(
-        self, *, delivered: int = 0, duplicates: int = 0, dead: Sequence[DeadLetter] = ()
+        self,
+        *,
+        delivered: int = 0,
+        duplicates: int = 0,
+        dead: Sequence[DeadLetter] = (),
+        resent: int = 0,
     ) -> list[Settlement]:
         """Return what to write when all of its events have met their end.
 
@@ -230,8 +238,8 @@ class Batch:
         result: list[Settlement] = []
         for part in self.parts:
             rest = None if part.whole else part.lease.close(part.places)
-            result.append(Settlement(part.lease.key, rest, delivered, duplicates, dead))
-            delivered = duplicates = 0
+            result.append(Settlement(part.lease.key, rest, delivered, duplicates, dead, resent=resent))
+            delivered = duplicates = resent = 0
             dead = ()
         return result
 

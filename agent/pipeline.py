@@ -209,4 +209,5 @@ def _options(settings: Settings) -> Options:
         settings.max_in_flight,
         settings.batch_ceiling,
         settings.request_timeout,
+        settings.max_dead_letters,
     )

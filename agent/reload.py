@@ -25,6 +25,7 @@ RELOADABLE = frozenset(
         "log_format",
         "log_level",
         "max_connections",
+        "max_dead_letters",
         "max_in_flight",
         "queue_max_bytes",
         "requests_per_minute",

@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         shown="`block`",
     )
 
+    max_dead_letters: Annotated[int, read.whole_number(1, 10_000_000)] = _setting(
+        100_000,
+        doc="How many events that Polar refused for good are kept; beyond, more of them wait.",
+        shown="100,000",
+    )
+
     flush_interval: Annotated[float, read.duration(0.001, 3600)] = _setting(
         2.0,
         doc="How long an event may wait for others to share its request.",

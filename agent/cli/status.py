@@ -11,6 +11,7 @@ from agent.units import counted, rough_size
 if TYPE_CHECKING:
     import argparse
 
+    from agent.queue import Books
     from agent.settings import Settings
 
 DESCRIPTION = (
@@ -36,24 +37,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        print(_text(document, _lost(document)))
+        print(_text(document, _books(document), settings.max_dead_letters))
     return 0
 
 
-def _lost(document: dict[str, Any]) -> int:
-    """Return how many of the dropped events were lost to damage; the queue itself knows."""
+def _books(document: dict[str, Any]) -> Books:
+    """Return the books as the queue has them: with more than `--json` promises."""
     from pathlib import Path
 
     from agent.errors import QueueError
+    from agent.queue import Books
     from agent.queue.reader import DiskReader
 
-    if not document["ledger"]["dropped"]:
-        return 0
     try:
         with closing(DiskReader(Path(document["queue"]["path"]))) as reader:
-            return reader.books().lost
+            return reader.books()
     except QueueError:
-        return 0
+        return Books()
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -83,12 +83,13 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
     return Snapshot(settings.queue_dir, books, age, Delivery(), holder(settings.queue_dir)).document()
 
 
-def _text(document: dict[str, Any], lost: int = 0) -> str:
+def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
     """Return the status for people.
 
     Args:
         document: what `--json` prints.
-        lost: how many of the dropped events were lost to damage.
+        books: the same books, with more detail.
+        most_dead: how many dead letters are kept at most.
     """
     daemon, queue, ledger, delivery = (document[part] for part in ("daemon", "queue", "ledger", "delivery"))
     if daemon["running"]:
@@ -117,10 +118,17 @@ def _text(document: dict[str, Any], lost: int = 0) -> str:
         f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ends}",
         f"           {ledger['refused']} refused at the socket",
     ]
-    if lost:
-        lines.append(f"           {lost} of the dropped were lost to damage")
+    if books.lost:
+        lines.append(f"           {books.lost} of the dropped were lost to damage")
+    if books.duplicates:
+        strangers = books.duplicates - books.repeated - books.resent
+        lines.append(
+            f"           of the duplicates {books.repeated} came again at the socket, {books.resent} were our"
+            f" own retries, {strangers} were at Polar before"
+        )
     if queue["dead"]:
-        lines.append(f"dead       {counted(queue['dead'], 'dead letter')}: see `agent dead list`")
+        warning = f" of at most {most_dead}" if queue["dead"] >= 0.8 * most_dead else ""
+        lines.append(f"dead       {counted(queue['dead'], 'dead letter')}{warning}: see `agent dead list`")
     return "\n".join(lines)
 
 

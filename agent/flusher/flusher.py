@@ -12,10 +12,11 @@ from agent.batch import OVERHEAD, Batch
 from agent.ceiling import Ceiling
 from agent.errors import QueueError
 from agent.flusher.delivery import Delivery, state_of
+from agent.flusher.duplicates import News, may_be_stored, sent_before
+from agent.flusher.graveyard import LOOK_SECONDS, Graveyard
 from agent.flusher.guests import Guests
 from agent.flusher.held import Held, due_of
 from agent.flusher.intake import Intake, Options, Room
-from agent.flusher.letters import dead_letters
 from agent.flusher.senders import Sender, Senders
 from agent.flusher.suspicion import Evidence, Fate, Suspects
 from agent.logs import get
@@ -76,6 +77,9 @@ class Flusher:
         self._guests = Guests(clock, self._wake)
         self._senders = Senders(connect, clock, self._wake)
         self._held = Held()
+        self._graveyard = Graveyard(store, writer, clock, options.max_dead_letters)
+        self._first_key = store.books().next_key  # what is before it may have been sent by a run before
+        self._resent, self._strangers = News(), News()
         self._intake = Intake(
             store, writer, self._held, clock=clock, server_clock=server_clock, options=options
         )
@@ -135,6 +139,7 @@ class Flusher:
             self._most_events, self._most_bytes = _ceilings(options)
         self._options = options
         self._intake.configure(options)
+        self._graveyard.most = options.max_dead_letters
         self._wake.set()
 
     def stop(self) -> None:
@@ -162,9 +167,13 @@ class Flusher:
         self._unnoticed = 0
         self._enough = math.inf
         self._take_results()
+        if self._graveyard:
+            self._graveyard.work()
         self._look_at_token()
         self._serve_guests(now)
         wait = self._dispatch(now)
+        if self._graveyard:
+            wait = LOOK_SECONDS if wait is None else min(wait, LOOK_SECONDS)
         guest = self._serve_guests(now)
         if guest is not None:
             wait = guest if wait is None else min(wait, guest)
@@ -174,7 +183,7 @@ class Flusher:
 
     def _dispatch(self, now: float) -> float | None:
         """Send what may be sent; return the seconds until the next look."""
-        while True:
+        while not self._graveyard.crowded:
             in_flight = self._senders.in_flight
             if in_flight >= (1 if self._pace.probing else self._options.max_in_flight):
                 return None  # an answer wakes us
@@ -186,8 +195,10 @@ class Flusher:
                 return min(pause, _TOKEN_CHECK_SECONDS) if self._pace.held else pause
             batch, wait = self._next_batch(now)
             if batch is None:
-                return wait if wait is not None or in_flight else self._search()
+                waits = wait is not None or in_flight or self._graveyard
+                return wait if waits else self._search()
             self._send(batch, now)
+        return LOOK_SECONDS
 
     def _serve_guests(self, now: float) -> float | None:
         """Give out places in the budget; return the seconds until there may be another one."""
@@ -296,6 +307,7 @@ class Flusher:
         outcome = result.outcome
         verdict = judge(outcome, batch.events)
         now = self._clock.monotonic()
+        batch.uncertain |= verdict.action is not Action.SETTLE and may_be_stored(outcome)
         untried = self._most_events.untried(batch.events)
         self._learn_size(result, batch, verdict, now)
         asked = 0.0
@@ -364,13 +376,32 @@ class Flusher:
 
     def _settle(self, number: int, batch: Batch, delivered: int, duplicates: int) -> None:
         """All of a batch is at Polar."""
-        self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates))
+        resent = sent_before(batch, duplicates, self._first_key)
+        self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates, resent=resent))
+        self._explain(batch, resent, duplicates - resent)
         if self._trouble is not None:
             self._log.info("delivery works again")
         self._trouble = None
         self._last_success = self._clock.wall()
         self._pace.succeeded()
         self._evidence.took(number, batch)
+
+    def _explain(self, batch: Batch, resent: int, strangers: int) -> None:
+        """Log where duplicates come from, when that is news."""
+        now = self._clock.monotonic()
+        if resent and self._resent.begins(now):
+            self._log.info(
+                "Polar had events already: they were sent before, and the answer was lost",
+                count=resent,
+                batch=batch.id,
+            )
+        if strangers and self._strangers.begins(now):
+            self._log.warning(
+                "Polar had the ids of events that were never sent from here: it keeps what came first",
+                count=strangers,
+                batch=batch.id,
+                hint="does a producer use an external_id twice, or another agent send the same events?",
+            )
 
     def _in_trouble(self, verdict: Verdict, wait: float) -> None:
         """Note what is wrong; one line in the log when it changes."""
@@ -450,26 +481,17 @@ class Flusher:
     def _bury(self, batch: Batch, faults: list[Fault], status: int) -> None:
         """Make dead letters of a whole batch."""
         batch.spoil()
-        letters = dead_letters(batch, faults, status, self._clock.wall())
-        self._writer.settle(batch.settlements(dead=letters))
-        self._log.warning(
-            "events became dead letters",
-            count=len(letters),
-            status=status,
-            batch=batch.id,
-            reason=faults[0].reason,
-            hint="see `agent dead list`",
-        )
+        self._graveyard.bury(batch, faults, status)
 
     # -- status ------------------------------------------------------------------------
 
     def _show(self, now: float) -> None:
         """Publish how delivery stands."""
-        state = state_of(self._pace, self._senders.in_flight)
+        state = "blocked" if self._graveyard.crowded else state_of(self._pace, self._senders.in_flight)
         waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
         self.delivery = Delivery(
             state,
-            self._trouble or self._intake.trouble,
+            self._trouble or self._intake.trouble or self._graveyard.trouble,
             self._last_success,
             self._pace.wait(now) if waits else None,
             len(self._held),

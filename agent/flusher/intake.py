@@ -42,6 +42,7 @@ class Options:
         max_in_flight: requests at once.
         batch_ceiling: the most events in one request, when many wait and answers are quick.
         request_timeout: seconds that one request may take.
+        max_dead_letters: so many are kept at most.
     """
 
     flush_interval: float
@@ -50,6 +51,7 @@ class Options:
     max_in_flight: int
     batch_ceiling: int
     request_timeout: float
+    max_dead_letters: int = 100_000
 
 
 @dataclass(frozen=True, slots=True)

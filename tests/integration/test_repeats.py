@@ -162,6 +162,31 @@ def test_after_a_restart_a_repeat_is_taken_and_polar_tells_that_it_is_one(daemon
     assert ledger(daemon) == {"accepted": 2, "delivered": 1, "duplicates": 1}
 
 
+def test_status_tells_where_duplicates_come_from(product: Product) -> None:
+    product.start_daemon()
+    line = Line(product.socket)
+    line.send(event("a"), event("a"))
+    line.acked(2)
+    product.start_emulator()
+    wait_until(lambda: ledger(product).get("delivered") == 1)
+    product.faults(lose_answer_share=1)
+    line.send(event("b"))
+    wait_until(lambda: len(list(product.stored())) == 2)
+    product.faults()
+    wait_until(lambda: ledger(product).get("duplicates") == 2)
+    line.close()
+    product.stop_daemon()
+    product.start_daemon()
+    assert product.run("send", stdin=json.dumps(event("a")) + "\n").returncode == 0
+    wait_until(lambda: ledger(product).get("duplicates") == 3)
+
+    text = product.run("status").stdout
+
+    told = "of the duplicates 1 came again at the socket, 1 were our own retries, 1 were at Polar before"
+    assert told in text
+    assert product.log.read_text().count("never sent from here") == 1
+
+
 def test_an_event_that_was_dropped_may_come_again(product: Product) -> None:
     product.set(queue_max_bytes="64KiB", max_line_bytes="16KiB", when_full="drop_newest")
     product.start_daemon()

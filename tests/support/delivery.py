@@ -113,6 +113,7 @@ class Settings:
     request_timeout: float = 60.0
     requests_per_minute: float = 600_000
     backoff_max: float = 60.0
+    max_dead_letters: int = 100_000
     chance: Callable[[], float] = lambda: 0.5
 
 
@@ -143,6 +144,7 @@ class Desk:
                 settings.max_in_flight,
                 settings.batch_ceiling or settings.max_batch_events,
                 settings.request_timeout,
+                settings.max_dead_letters,
             ),
             token=lambda: self.token,
         )

@@ -77,6 +77,7 @@ class TestDefaults:
             "queue_max_bytes": 4 * 2**30,
             "disk_reserve_bytes": 256 * 2**20,
             "when_full": "block",
+            "max_dead_letters": 100_000,
             "flush_interval": 2.0,
             "max_batch_events": 500,
             "max_batch_bytes": 5 * 2**20,
