@@ -12,6 +12,7 @@ from agent.errors import QueueError
 from agent.event import Checker
 from agent.flusher import Flusher, Options
 from agent.lock import QueueLock
+from agent.meters import Meters
 from agent.pace import Pace
 from agent.queue.directory import prepare_directory
 from agent.queue.disk import DiskQueue
@@ -62,6 +63,7 @@ class Pipeline:
         self.clock = clock
         self._changed = threading.Event()
         self._client: PolarClient | None = None
+        self.meters = Meters()
         self._client_lock = threading.Lock()
         prepare_directory(settings.queue_dir)
         self._lock = QueueLock(settings.queue_dir)
@@ -86,6 +88,7 @@ class Pipeline:
             on_commit=self._committed,
             on_room=on_room,
             on_append=self._appended,
+            meters=self.meters,
             on_buried=self._buried,
         )
         self.flusher = Flusher(
@@ -97,6 +100,7 @@ class Pipeline:
             pace=self._pace,
             options=_options(settings),
             token=self.token.current,
+            meters=self.meters,
         )
 
     def configure(self, settings: Settings) -> None:

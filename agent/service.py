@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import threading
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
@@ -21,22 +22,29 @@ from agent.collector.peers import AllowList
 from agent.collector.sockets import adopt, listen
 from agent.collector.unix import Collector
 from agent.errors import AgentError
+from agent.history import History
 from agent.logs import configure, get
 from agent.pipeline import Pipeline
+from agent.process import measure
+from agent.prometheus import render
 from agent.reload import changes, merged
 from agent.settings_child import load_anew
 from agent.signals import Signals
-from agent.stats import Snapshot
+from agent.stats import Detail, Snapshot, stalled
 from agent.systemd import Notifier, passed_sockets
 from agent.units import counted
+from agent.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent.api.server import Api
     from agent.clock import Clock
     from agent.settings import Settings
 
 _LOOK_SECONDS = 5.0
+_LOST_SECONDS = 10.0
+_STOP_SECONDS = 30.0
 
 
 class Service:
@@ -57,6 +65,9 @@ class Service:
         self._clock = clock
         self._log = get("service")
         self._started = clock.monotonic()
+        self._history = History()
+        self._watch: Watch | None = None
+        self._api: Api | None = None
         self._signals = Signals()
         self._notifier = Notifier(os.environ, os.getpid())
         self._allowed = AllowList(settings.allowed_users, settings.allowed_groups)
@@ -87,6 +98,7 @@ class Service:
             max_line_bytes=settings.max_line_bytes,
             max_connections=settings.max_connections,
             allowed=self._allowed,
+            meters=self.pipeline.meters,
         )
 
     def run(self) -> int:
@@ -111,19 +123,36 @@ class Service:
         # After the socket, since the HTTP server takes its time to be imported.
         from agent.api.server import Api  # noqa: PLC0415
 
-        api = Api(settings, self._api_sockets, self._clock, self, self._allowed)
+        api = self._api = Api(settings, self._api_sockets, self._clock, self, self._allowed)
         api.start()
+        self._watch = Watch(
+            {
+                "writer": self.pipeline.writer,
+                "flusher": self.pipeline.flusher,
+                "collector": self._collector,
+                "api": api.server,
+            }
+        )
         # What was made so far stays: the collector of garbage need not look at it again.
         gc.collect()
         gc.freeze()
         self._notifier.ready(self._in_a_line())
-        code = self._watch()
+        code = self._wait(self._watch)
+        # A thread that does not end must not keep the process: all that was acknowledged is on disk.
+        patience = _LOST_SECONDS if code else self._settings.shutdown_timeout + _STOP_SECONDS
+        threading.Thread(target=self._end, args=(patience,), name="end", daemon=True).start()
         self._notifier.stopping()
         self._stop()
         api.stop()
         return code
 
-    def _watch(self) -> int:
+    def _end(self, seconds: float) -> None:
+        """End the process after some time, whatever it does then."""
+        self._clock.wait(threading.Event(), seconds)
+        self._log.error("stopping takes too long: ending at once", hint="what was acknowledged is on disk")
+        os._exit(1)
+
+    def _wait(self, watch: Watch) -> int:
         """Wait for the end; return the exit code."""
         look = _LOOK_SECONDS
         if self._notifier.watchdog_seconds is not None:
@@ -133,10 +162,13 @@ class Service:
             reload = self._signals.take_reload()
             if self._signals.stops:
                 return 0
-            dead = self._dead_thread()
-            if dead is not None:
-                self._log.error("a thread has died: stopping", thread=dead)
+            watch.look()
+            lost = watch.lost()
+            if lost is not None:
+                self._log.error("the agent cannot go on: it ends, to be started again", reason=lost)
                 return 1
+            if self._history.due(self._clock.monotonic()):
+                self._history.add(self._clock.wall(), self.pipeline.queue.books(), self.pipeline.oldest_age())
             if reload:
                 self._reload()
             self._notifier.alive(self._in_a_line())
@@ -191,7 +223,7 @@ class Service:
 
     def sick(self) -> str | None:
         """Return why the daemon must be started again; None when it lives."""
-        return self._dead_thread()
+        return self._watch.unwell() if self._watch else None
 
     def unready(self) -> str | None:
         """Return why no event can be made durable now; None when it can."""
@@ -199,16 +231,41 @@ class Service:
             return "the agent is stopping"
         return self.sick() or self.pipeline.writer.full
 
+    def overview(self, *, history: bool) -> dict[str, Any]:
+        """Return everything, with the last hour or without."""
+        return self.snapshot().overview(self._history.document() if history else {})
+
+    def metrics(self) -> str:
+        """Return the metrics as Prometheus reads them."""
+        snapshot = self.snapshot()
+        assert snapshot.detail is not None  # noqa: S101  # this daemon runs
+        return render(snapshot, snapshot.detail)
+
     def snapshot(self) -> Snapshot:
         """Return how everything stands."""
-        pipeline = self.pipeline
+        pipeline, now = self.pipeline, self._clock.monotonic()
+        books, oldest = pipeline.queue.books(), pipeline.oldest_age()
+        delivery, api = pipeline.flusher.delivery, self._api
+        detail = Detail(
+            sick=self.sick(),
+            unready=self.unready(),
+            stalled=stalled(books, oldest, delivery, self._clock.wall()),
+            meters=pipeline.meters,
+            connections={
+                "events": self._collector.connections,
+                "api": 0 if api is None else api.server.connections,
+            },
+            peers_refused={
+                "events": self._collector.door.refused,
+                "api": 0 if api is None else api.door.refused,
+            },
+            queue_max_bytes=self._settings.queue_max_bytes,
+            clock_offset=pipeline.server_clock.offset,
+            process=measure(),
+            started_at=self._clock.wall() - (now - self._started),
+        )
         return Snapshot(
-            self._settings.queue_dir,
-            pipeline.queue.books(),
-            pipeline.oldest_age(),
-            pipeline.flusher.delivery,
-            os.getpid(),
-            self._clock.monotonic() - self._started,
+            self._settings.queue_dir, books, oldest, delivery, os.getpid(), now - self._started, detail
         )
 
     def _stop(self) -> None:
@@ -225,16 +282,6 @@ class Service:
     def _room_changed(self) -> None:
         """Tell the collector, which is made after the writer."""
         self._collector.room_changed()
-
-    def _dead_thread(self) -> str | None:
-        """Return the name of a thread that should live and does not."""
-        pipeline = self.pipeline
-        alive = {
-            "collector": self._collector.alive,
-            "writer": pipeline.writer.alive,
-            "flusher": pipeline.flusher.alive,
-        }
-        return next((name for name, lives in alive.items() if not lives), None)
 
 
 def _raise_file_limit() -> None:

@@ -7,12 +7,49 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
+from agent.meters import latest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from agent.flusher import Delivery
+    from agent.meters import Meters
+    from agent.process import Process
     from agent.queue import Books
+
+
+STALLED_SECONDS = 300.0
+"""Events that wait longer, with no success since, are not being delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What only a running daemon can tell.
+
+    Attributes:
+        sick: why it must be started again; None when all threads move.
+        unready: why no event can be made durable now; None when it can.
+        stalled: why events are not being delivered; None when they are, or none waits.
+        meters: what was counted since the start.
+        connections: programs that are connected, by socket.
+        peers_refused: connections of users who are not on the list, by socket.
+        queue_max_bytes: the setting.
+        clock_offset: seconds that Polar's clock is ahead.
+        process: what the process takes.
+        started_at: Unix seconds.
+    """
+
+    sick: str | None
+    unready: str | None
+    stalled: str | None
+    meters: Meters
+    connections: Mapping[str, int]
+    peers_refused: Mapping[str, int]
+    queue_max_bytes: int
+    clock_offset: float
+    process: Process
+    started_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +63,7 @@ class Snapshot:
         delivery: how delivery stands.
         pid: the daemon's process; None when none runs.
         uptime: seconds since it started; None when none runs.
+        detail: what only a running daemon can tell.
     """
 
     path: Path
@@ -34,6 +72,7 @@ class Snapshot:
     delivery: Delivery
     pid: int | None = None
     uptime: float | None = None
+    detail: Detail | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the document of `agent status --json`."""
@@ -69,6 +108,61 @@ class Snapshot:
                 else round(delivery.next_attempt_in, 3),
             },
         }
+
+    def overview(self, history: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        """Return everything, for `agent top` and the status page.
+
+        Args:
+            history: samples of the last hour, by column.
+        """
+        detail = self.detail
+        assert detail is not None  # noqa: S101  # only a daemon is asked
+        meters = detail.meters
+        return {
+            **self.document(),
+            "health": {
+                "live": detail.sick is None,
+                "ready": detail.unready is None,
+                "delivering": detail.stalled is None,
+                "reasons": [why for why in (detail.sick, detail.unready, detail.stalled) if why],
+            },
+            "sources": {
+                name: {"accepted": tally.accepted, "refused": tally.refused}
+                for name, tally in sorted(dict(meters.sources).items())
+            },
+            "connections": dict(detail.connections),
+            "peers_refused": dict(detail.peers_refused),
+            "requests": dict(sorted(dict(meters.requests).items())),
+            "latency": {
+                name: {"p50": histogram.quantile(0.5), "p99": histogram.quantile(0.99)}
+                for name, histogram in (("ack", meters.ack), ("request", meters.request), ("age", meters.age))
+            },
+            "refusals": latest(meters.refusals),
+            "memory_bytes": detail.process.memory_bytes,
+            "cpu_seconds": round(detail.process.cpu_seconds, 3),
+            "history": history,
+        }
+
+
+def stalled(books: Books, oldest_age: float | None, delivery: Delivery, now: float) -> str | None:
+    """Return why events are not being delivered; None when they are, or none waits.
+
+    Args:
+        books: the ledger.
+        oldest_age: seconds that the oldest pending event has waited.
+        delivery: how delivery stands.
+        now: Unix seconds.
+    """
+    if not books.pending:
+        return None
+    if delivery.state == "blocked":
+        return delivery.last_error or "delivery is blocked"
+    last = delivery.last_success
+    quiet = last is None or now - last > STALLED_SECONDS
+    if quiet and oldest_age is not None and oldest_age > STALLED_SECONDS:
+        trouble = f": {delivery.last_error}" if delivery.last_error else ""
+        return f"the oldest event has waited {oldest_age:.0f} s, and nothing was delivered lately{trouble}"
+    return None
 
 
 def moment(unix_seconds: float) -> str:

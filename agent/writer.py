@@ -22,6 +22,7 @@ from agent import chunk
 from agent.capacity import LOOK_SECONDS, Capacity
 from agent.errors import QueueError, QueueFullError
 from agent.logs import get
+from agent.meters import Meters
 from agent.notice import Notice
 from agent.queue import Change, Checkpoint, Chunk, DeadLetter, Queue, Settlement
 
@@ -57,6 +58,7 @@ class Append:
         source: what gave them, a word.
         overflow: called with the reason before the lines are dropped, since there is no room for
             them and the operator chose that; None: they wait.
+        at: when the writer got it, monotonic seconds; the writer's.
     """
 
     groups: list[tuple[bytes, int]]
@@ -71,6 +73,12 @@ class Append:
     keep: bool = True
     source: str = "socket"
     overflow: Callable[[str], None] | None = None
+    at: float = 0.0
+
+    @property
+    def events(self) -> int:
+        """How many lines were accepted."""
+        return sum(count for _, count in self.groups) + len(self.held)
 
     @property
     def size(self) -> int:
@@ -109,6 +117,7 @@ class Writer:
             that were added.
         on_room: called in the writer's thread when `full` changes.
         on_append: called in the writer's thread with each commit's new keys and their chunks.
+        meters: where it counts.
         on_buried: called in the writer's thread with the dead letters that were committed.
 
     Attributes:
@@ -125,6 +134,7 @@ class Writer:
         on_commit: Callable[[int], None],
         on_room: Callable[[], None],
         on_append: Callable[[Sequence[int], Sequence[Chunk]], None] = lambda _keys, _chunks: None,
+        meters: Meters | None = None,
         on_buried: Callable[[Sequence[DeadLetter]], None] = lambda _letters: None,
     ) -> None:
         self._queue = queue
@@ -134,6 +144,7 @@ class Writer:
         self._on_commit = on_commit
         self._on_room = on_room
         self._on_append = on_append
+        self._meters = meters or Meters()
         self._on_buried = on_buried
         self.order = threading.Lock()
         self._log = get("writer")
@@ -184,6 +195,7 @@ class Writer:
 
     def append(self, append: Append) -> None:
         """Queue lines for the next commit; returns at once."""
+        append.at = self._clock.monotonic()
         with self._lock:
             self._appends.append(append)
             self._waiting_bytes += append.size
@@ -225,6 +237,10 @@ class Writer:
         request.finished.wait()
         if request.error is not None:
             raise request.error
+
+    def poke(self) -> None:
+        """Make the thread move, though there may be nothing to do."""
+        self._wake()
 
     def _wake(self) -> None:
         """Have everything committed without waiting for more."""
@@ -283,7 +299,9 @@ class Writer:
         if change:
             self._on_commit(sum(new.count for new in change.appends))
         self._check_room()
+        now = self._clock.monotonic()
         for append in appends:
+            self._meters.took(append.source, append.events, append.refused, now - append.at)
             append.done(True)
 
     def _portion(self) -> list[Append]:

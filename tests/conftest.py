@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAMS = (
-    *("strace", "systemd-analyze", "dpkg-deb", "unshare", "man"),
+    *("strace", "systemd-analyze", "dpkg-deb", "unshare", "man", "promtool", "chromium"),
     *("node", "java", "perl", "rustc", "ruby", "php"),
 )
 """What some tests need beside Python; `.ci/run` installs all of it."""

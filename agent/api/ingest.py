@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from agent.event import Checked, Checker
     from agent.httpd.message import Reply, Request
+    from agent.meters import Meters
     from agent.writer import Writer
 
 RETRY_SECONDS = 5
@@ -46,15 +47,22 @@ class Ingest:
         writer: where accepted events go.
         server_now: Unix time in seconds by the server's clock.
         stopping: tells whether the agent is about to stop.
+        meters: where refusals are noted.
     """
 
     def __init__(
-        self, checker: Checker, writer: Writer, server_now: Callable[[], float], stopping: Callable[[], bool]
+        self,
+        checker: Checker,
+        writer: Writer,
+        server_now: Callable[[], float],
+        stopping: Callable[[], bool],
+        meters: Meters,
     ) -> None:
         self._checker = checker
         self._writer = writer
         self._server_now = server_now
         self._stopping = stopping
+        self._meters = meters
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Answer one request; the answer comes from the writer's thread when all is well."""
@@ -129,7 +137,7 @@ class Ingest:
             return _unprocessable(error.error, error.detail)
         except ValidationError as error:
             detail = ingest_body.schema_errors(error, value)
-            self._count({entry["loc"][2] for entry in detail if len(entry["loc"]) > 2})
+            self._count(detail, now)
             return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
         except BodyError as error:
             detail = [{"type": "json_invalid", "loc": ["body"], "msg": str(error), "input": {}}]
@@ -139,27 +147,31 @@ class Ingest:
         lines = [text.encode("utf-8", "surrogatepass") for text in ingest_body.event_texts(body, value)]
         detail = []
         for index, line in enumerate(lines):
-            why = self._why(line, latest, now)
+            why = self._why(line, now)
             if why is not None:
                 detail.append(_finding(index, why, value))
         if not detail:
             return lines, self._checker.check([b"".join(line + b"\n" for line in lines)], now)
-        self._count({entry["loc"][2] for entry in detail})
+        self._count(detail, now)
         return _unprocessable(ingest_body.SECOND_STAGE_ERROR, detail)
 
-    def _why(self, line: bytes, latest: datetime, now: float) -> Refusal | None:
+    def _why(self, line: bytes, now: float) -> Refusal | None:
         """Return why one line is refused; None when it is not."""
-        del latest
         if len(line) > self._checker.max_line_bytes:
             return too_long(self._checker.max_line_bytes)
         refused = self._checker.check([line + b"\n"], now).fates[0].refused
         return refused[0][1] if refused else None
 
-    def _count(self, indexes: set[Any]) -> None:
-        """Have refused events counted; nobody waits for that."""
-        refused = sum(type(index) is int for index in indexes)
-        if refused:
-            self._write(Append([], [], refused=refused, dropped=0, done=lambda _: None, patient=True))
+    def _count(self, detail: list[dict[str, Any]], now: float) -> None:
+        """Have refused events counted and noted; nobody waits for that."""
+        first: dict[int, Refusal] = {}
+        for entry in detail:
+            loc = entry["loc"]
+            if len(loc) > 2 and type(loc[2]) is int:
+                first.setdefault(loc[2], Refusal(entry["type"], tuple(loc[3:]), entry["msg"]))
+        if first:
+            self._meters.refuse("api", first.values(), now)
+            self._write(Append([], [], refused=len(first), dropped=0, done=lambda _: None, patient=True))
 
 
 def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:

@@ -16,6 +16,7 @@ from agent.httpd.message import Response, as_json
 from agent.httpd.server import Listener, Server
 from agent.operations import purge_dead, retry_dead
 from agent.polar_json import MAX_BODY
+from agent.prometheus import CONTENT_TYPE
 
 if TYPE_CHECKING:
     import socket
@@ -46,6 +47,14 @@ class Daemon(Protocol):
 
     def status(self) -> dict[str, Any]:
         """Return how everything stands."""
+        ...
+
+    def overview(self, *, history: bool) -> dict[str, Any]:
+        """Return everything, with the last hour or without."""
+        ...
+
+    def metrics(self) -> str:
+        """Return the metrics as Prometheus reads them."""
         ...
 
     def sick(self) -> str | None:
@@ -122,7 +131,13 @@ class Api:
     def _make_routes(self) -> list[Route]:
         """Return all calls."""
         daemon, pipeline = self._daemon, self._daemon.pipeline
-        ingest = Ingest(pipeline.checker, pipeline.writer, pipeline.server_clock.now, lambda: daemon.stopping)
+        ingest = Ingest(
+            pipeline.checker,
+            pipeline.writer,
+            pipeline.server_clock.now,
+            lambda: daemon.stopping,
+            pipeline.meters,
+        )
         read = ReadBack(
             lambda target, version: pipeline.client().forward(target, version), pipeline.flusher.place
         )
@@ -133,6 +148,8 @@ class Api:
             Route("GET", "/healthz", Right.HEALTH, _state(daemon.sick, "live"), quick),
             Route("GET", "/readyz", Right.HEALTH, _state(daemon.unready, "ready"), quick),
             Route("GET", "/status", Right.USE, acting(lambda _query, _body: daemon.status()), quick),
+            Route("GET", "/overview", Right.USE, acting(self._overview), quick),
+            Route("GET", "/metrics", Right.USE, self._metrics, quick),
             Route("POST", "/v1/events/ingest", Right.USE, ingest, take, MAX_BODY),
             Route("GET", "/v1/events/", Right.USE, read, reads),
             Route("GET", "/v1/events/names", Right.USE, read, reads),
@@ -148,6 +165,16 @@ class Api:
                 _MAX_OPERATION,
             ),
         ]
+
+    def _overview(self, query: dict[str, str], body: Any) -> dict[str, Any]:
+        """Return everything."""
+        del body
+        return self._daemon.overview(history=query.get("history") == "1")
+
+    def _metrics(self, request: Request, reply: Reply) -> None:
+        """Answer with the metrics."""
+        del request
+        reply(Response(200, self._daemon.metrics().encode(), CONTENT_TYPE))
 
     def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
         """Deliver everything now."""

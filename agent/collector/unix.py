@@ -32,6 +32,7 @@ from agent.collector.connection import Connection
 from agent.collector.peers import AllowList, Door, peer_of
 from agent.event import Checked, Checker, Fate
 from agent.logs import get
+from agent.meters import Meters
 from agent.seen import identity_of
 from agent.writer import Append, Writer
 
@@ -76,6 +77,7 @@ class Collector:
         max_line_bytes: the longest line that is taken.
         max_connections: how many are served at once; more wait in the kernel's queue.
         allowed: who may connect.
+        meters: where refusals are noted.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Collector:
         max_line_bytes: int,
         max_connections: int,
         allowed: AllowList,
+        meters: Meters | None = None,
     ) -> None:
         self._bound = bound
         self._checker = checker
@@ -100,6 +103,7 @@ class Collector:
         self._max_line_bytes = max_line_bytes
         self._max_connections = max_connections
         self._allowed = allowed
+        self._meters = meters or Meters()
         self._log = get("collector")
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, Connection] = {}
@@ -113,6 +117,7 @@ class Collector:
         self._listening = False
         self._listen_again = False  # there may be room for new connections now
         self._stopping = False
+        self.beat = clock.monotonic()
         self.door = Door(allowed.allows, "events")
         self._thread = threading.Thread(target=self._run, name="collector")
         self._selector.register(self._wake_read, _READ)
@@ -153,6 +158,10 @@ class Collector:
         """How many producers are connected."""
         return len(self._connections)
 
+    def poke(self) -> None:
+        """Make the thread move, though there may be nothing to do."""
+        self.wake()
+
     def wake(self) -> None:
         """Make the thread look around; from any thread."""
         with contextlib.suppress(BlockingIOError):  # then it is about to wake anyway
@@ -173,7 +182,8 @@ class Collector:
             left = max(0.0, self._rest_until - self._clock.monotonic())
             seconds = left if seconds is None else min(seconds, left)
         ready = self._selector.select(seconds)
-        if self._resting and self._rest_until <= self._clock.monotonic():
+        self.beat = self._clock.monotonic()
+        if self._resting and self._rest_until <= self.beat:
             gathered = self._read_rested(gathered)
         for key, events in ready:
             if key.fd == self._wake_read:
@@ -423,6 +433,9 @@ class Collector:
         if full:
             dropped = checked.accepted
             checked = _refuse_all(checked, full)
+        if refused:
+            reasons = (why for fate in checked.fates for _, why in fate.refused)
+            self._meters.refuse("socket", reasons, self._clock.wall())
         first = {owner: owner.lines for owner in gathered.owners}
         settled = _answers(gathered.owners, checked, first)
         for owner, acked, _ in settled:

@@ -20,6 +20,7 @@ from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.senders import Sender, Senders
 from agent.flusher.suspicion import Evidence, Fate, Suspects
 from agent.logs import get
+from agent.meters import Meters
 from agent.pace import Pace, retry_after
 from agent.verdict import Action, Fault, Verdict, judge
 
@@ -64,6 +65,7 @@ class Flusher:
         pace: Pace,
         options: Options,
         token: Callable[[], str | None],
+        meters: Meters | None = None,
     ) -> None:
         self._store = store
         self._writer = writer
@@ -72,6 +74,9 @@ class Flusher:
         self._pace = pace
         self._options = options
         self._token = token
+        self._meters = meters or Meters()
+        self.patient = False
+        """True while the thread does what may take very long."""
         self._log = get("flusher")
         self._wake = threading.Event()
         self._guests = Guests(clock, self._wake)
@@ -123,6 +128,10 @@ class Flusher:
     def place(self, seconds: float) -> bool:
         """Wait for a place in the rate budget for another request; False when there is none in time."""
         return self._guests.ask(seconds)
+
+    def poke(self) -> None:
+        """Make the thread move, though there may be nothing to do."""
+        self._wake.set()
 
     def hurry(self) -> None:
         """Deliver everything without waiting for full batches, until `relax`."""
@@ -220,9 +229,12 @@ class Flusher:
         self._searched = pending
         self._intake.rewind()
         try:
+            self.patient = True
             self._store.audit()
         except QueueError as error:
             self._log.error("events are pending and cannot be found", reason=error.reason, hint=error.hint)
+        finally:
+            self.patient = False
         return 0.0
 
     def _anything_waits(self) -> bool:
@@ -293,6 +305,11 @@ class Flusher:
     def _take_results(self) -> None:
         """Deal with the answers that are there."""
         for result in self._senders.results():
+            self._meters.answered(
+                result.outcome.kind if isinstance(result.outcome, NoAnswer) else str(result.outcome.status),
+                0 if result.batch is None else result.batch.events,
+                result.answered_at - result.sent_at,
+            )
             if isinstance(result.outcome, Answer) and result.outcome.server_time is not None:
                 self._server_clock.learn(result.outcome.server_time, result.sent_at, result.answered_at)
             if self._stopping and isinstance(result.outcome, NoAnswer):
@@ -383,6 +400,8 @@ class Flusher:
             self._log.info("delivery works again")
         self._trouble = None
         self._last_success = self._clock.wall()
+        arrived = batch.parts[0].lease.chunk.arrived_ms / 1000
+        self._meters.age.observe(max(0.0, self._last_success - arrived), batch.events)
         self._pace.succeeded()
         self._evidence.took(number, batch)
 
