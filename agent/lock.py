@@ -6,10 +6,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import threading
 from typing import TYPE_CHECKING
 
-from agent.errors import QueueError, QueueLockedError
+from agent.errors import QueueError, QueueLockedError, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,19 +22,26 @@ _TRIES = 100
 class QueueLock:
     """Holds a queue directory for this process; the kernel lets go when the process ends, however it ends.
 
+    It locks the directory itself, so that nobody gets in by removing a file, and a file that
+    tells who has it; on a file system that locks no directories, the file alone.
+
     Raises:
         QueueLockedError: another process holds it; the message names it.
     """
 
     def __init__(self, directory: Path) -> None:
+        self._place = self._file = -1
         try:
+            self._place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._file = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            taken = _take(self._place) and _take(self._file)
         except OSError as error:
+            self.release()
             hint = "make room on it" if error.errno == errno.ENOSPC else "is the directory yours?"
-            raise QueueError("lock the queue", str(directory), error.strerror or str(error), hint) from error
-        if not _take(self._file):
-            pid = _read_pid(self._file)
-            os.close(self._file)
+            raise QueueError("lock the queue", str(directory), reason_of(error), hint) from error
+        if not taken:
+            pid = _pid(self._place, self._file)
+            self.release()
             raise QueueLockedError(
                 "use the queue",
                 str(directory),
@@ -47,19 +55,28 @@ class QueueLock:
 
     def release(self) -> None:
         """Let others have it."""
-        os.close(self._file)
+        for file in (self._file, self._place):
+            if file >= 0:
+                os.close(file)
+        self._place = self._file = -1
 
 
 def holder(directory: Path) -> int | None:
-    """Return the number of the process that holds a queue directory; None when none does."""
+    """Return the number of the process that holds a queue directory; None when none does, or nobody knows."""
+    place = file = -1
     try:
-        file = os.open(directory / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            file = os.open(directory / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        if _flock(place, fcntl.LOCK_SH) and (file < 0 or _flock(file, fcntl.LOCK_SH)):
+            return None
+        return _pid(place, file)
     except OSError:
         return None
-    try:
-        return None if _flock(file, fcntl.LOCK_SH) else _read_pid(file)
     finally:
-        os.close(file)
+        for descriptor in (place, file):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def _take(file: int) -> bool:
@@ -81,6 +98,10 @@ def _flock(file: int, operation: int) -> bool:
         fcntl.flock(file, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        if not stat.S_ISDIR(os.fstat(file).st_mode):
+            raise
+        # This file system locks no directories.
     return True
 
 
@@ -89,8 +110,15 @@ def _pause() -> None:
     threading.Event().wait(0.01)
 
 
-def _read_pid(file: int) -> int | None:
-    """Return the number that the holder wrote."""
+def _pid(place: int, file: int) -> int | None:
+    """Return the number of the holder: as Linux tells it, else as it wrote it."""
+    status = os.fstat(place)
+    lock = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as table:  # noqa: PTH123
+        for line in table:
+            words = line.split()
+            if words[1] == "FLOCK" and words[3] == "WRITE" and words[5] == lock and int(words[4]) > 0:
+                return int(words[4])
     with contextlib.suppress(OSError, ValueError):
         return int(os.pread(file, 32, 0))
     return None

@@ -53,12 +53,19 @@ class Pipeline:
         settings: all of them.
         clock: for time and waiting.
         on_room: called when the queue becomes full, or has room again.
+        on_damage: called with what is wrong when damage is found that is not to be mended.
 
     Raises:
         AgentError: the queue cannot be used, and why.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, on_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        on_room: Callable[[], None] = lambda: None,
+        on_damage: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self.clock = clock
         self._changed = threading.Event()
@@ -68,7 +75,12 @@ class Pipeline:
         prepare_directory(settings.queue_dir)
         self._lock = QueueLock(settings.queue_dir)
         try:
-            self.queue = DiskQueue(settings.queue_dir, server=settings.server_url)
+            self.queue = DiskQueue(
+                settings.queue_dir,
+                server=settings.server_url,
+                rescue=settings.when_damaged == "rescue",
+                on_damage=on_damage,
+            )
         except BaseException:
             self._lock.release()
             raise

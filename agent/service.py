@@ -71,7 +71,8 @@ class Service:
         self._signals = Signals()
         self._notifier = Notifier(os.environ, os.getpid())
         self._allowed = AllowList(settings.allowed_users, settings.allowed_groups)
-        self.pipeline = Pipeline(settings, clock, on_room=self._room_changed)
+        self._damage: str | None = None
+        self.pipeline = Pipeline(settings, clock, on_room=self._room_changed, on_damage=self._damage_found)
         passed = passed_sockets(os.environ, os.getpid())
         try:
             bound = adopt(passed, settings.socket_path) or listen(
@@ -162,6 +163,14 @@ class Service:
             reload = self._signals.take_reload()
             if self._signals.stops:
                 return 0
+            if self._damage is not None:
+                self._log.error(
+                    "the queue is damaged: stopping, as when_damaged says",
+                    found=self._damage,
+                    hint="nothing was changed; `agent queue verify` tells more, and with "
+                    'when_damaged = "rescue" the next start rescues what can be read',
+                )
+                return 1
             watch.look()
             lost = watch.lost()
             if lost is not None:
@@ -273,7 +282,9 @@ class Service:
         pipeline = self.pipeline
         self._log.info("stopping", pending=pipeline.queue.books().pending)
         self._collector.stop()
-        pipeline.drain(self._settings.shutdown_timeout, give_up=lambda: self._signals.stops > 1)
+        # A damaged queue that is not to be mended is left as it is.
+        seconds = self._settings.shutdown_timeout if self._damage is None else 0.0
+        pipeline.drain(seconds, give_up=lambda: self._signals.stops > 1)
         pipeline.stop()
         self._collector.close()
         pending = pipeline.queue.books().pending
@@ -282,6 +293,11 @@ class Service:
     def _room_changed(self) -> None:
         """Tell the collector, which is made after the writer."""
         self._collector.room_changed()
+
+    def _damage_found(self, found: str) -> None:
+        """Have the main thread stop, since the queue is damaged and not to be mended."""
+        self._damage = found
+        self._signals.wake()
 
 
 def _raise_file_limit() -> None:

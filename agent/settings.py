@@ -162,6 +162,12 @@ class Settings(BaseSettings):
         "`drop_newest` throws new events away and counts them.",
         shown="`block`",
     )
+    when_damaged: Annotated[Literal["rescue", "exit"], read.choice("rescue", "exit")] = _setting(
+        "rescue",
+        doc="What is done about damaged files of the queue: `rescue` sets them aside, goes on with what can "
+        "be read and counts the rest, `exit` changes nothing, says so and ends with 1.",
+        shown="`rescue`",
+    )
 
     max_dead_letters: Annotated[int, read.whole_number(1, 10_000_000)] = _setting(
         100_000,

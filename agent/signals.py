@@ -55,14 +55,15 @@ class Signals:
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.stops += 1
-        self._wake()
+        self.wake()
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._reload = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End a `wait`; any thread may."""
         with contextlib.suppress(BlockingIOError):  # full: then there is enough to wake it
             os.write(self._write, b"\0")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.chunk import Chunk
-    from agent.queue.check import Findings
+    from agent.queue.verify import Findings
 
 DESCRIPTION = (
     "Checks the queue on disk, and writes out the events that wait in it. Both only read; the daemon may run "
@@ -50,28 +49,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the verb says."""
     directory = load_settings(args).queue_dir if args.dir is None else args.dir.absolute()
-    if args.dir is not None and not _holds_a_queue(directory):
+    if not _holds_a_queue(directory):
         from agent.errors import UsageError
 
-        raise UsageError("read the queue", str(directory), "there is none", "give the directory of cache.db")
+        if args.dir is not None:
+            raise UsageError(
+                "read the queue", str(directory), "there is none", "give the directory of cache.db"
+            )
+        return _nothing(args, directory)
     return _verify(args, directory) if args.verb == "verify" else _export(args, directory)
 
 
 def _holds_a_queue(directory: Path) -> bool:
     """Tell whether there is a queue, or what is left of one."""
+    from agent.errors import QueueError, reason_of
     from agent.queue.check import DATABASE, LOG
 
-    return any((directory / name).exists() for name in (DATABASE, LOG))
+    try:
+        names = {path.name for path in directory.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise QueueError(
+            "read the queue", str(directory), reason_of(error), "run this as the user of the daemon"
+        ) from error
+    return not names.isdisjoint({DATABASE, LOG})
+
+
+def _nothing(args: argparse.Namespace, directory: Path) -> int:
+    """Say that no daemon has made a queue yet."""
+    from agent.queue.verify import Findings
+
+    if args.verb == "export":
+        return _write_out(args, iter(()))
+    if args.json:
+        print_json(_document(directory, Findings()))
+    else:
+        print(f"queue      {directory}\nthere is none yet: `agent run` makes it")
+    return 0
 
 
 def _verify(args: argparse.Namespace, directory: Path) -> int:
-    from agent.queue.check import Findings, inspect
+    from agent.lock import holder
+    from agent.queue.verify import inspect
 
-    findings = inspect(directory) if _holds_a_queue(directory) else Findings()
+    findings = inspect(directory)
     if args.json:
         print_json(_document(directory, findings))
     else:
-        print(_text(directory, findings))
+        print(_text(directory, findings, holder(directory)))
     return 1 if findings.problems else 0
 
 
@@ -88,13 +114,23 @@ def _document(directory: Path, findings: Findings) -> dict[str, Any]:
         "set_aside": findings.set_aside,
         "lost": findings.books.lost,
         "problems": findings.problems,
+        "quarantines": [
+            {"path": report.quarantine, "found": report.found, "at": report.at, "lost": report.events_lost}
+            for report in findings.quarantines
+        ],
     }
 
 
-def _text(directory: Path, findings: Findings) -> str:
-    """Return what was found for people."""
+def _text(directory: Path, findings: Findings, daemon: int | None) -> str:
+    """Return what was found for people.
+
+    Args:
+        directory: of the queue.
+        findings: what was found.
+        daemon: the process that uses the queue; None when none does.
+    """
     lines = [
-        f"queue      {directory}",
+        f"queue      {directory}" + (f", in use by process {daemon}" if daemon else ""),
         f"format     {findings.meta.format}, for {findings.meta.server or 'no server yet'}",
         f"pending    {findings.events} events in {findings.chunks} chunks",
         f"dead       {findings.dead} dead letters",
@@ -104,48 +140,49 @@ def _text(directory: Path, findings: Findings) -> str:
             f"damage     {findings.books.lost} events were lost to damage before; "
             f"{findings.set_aside} damaged chunks are kept"
         )
+    lines += [f"set aside  {report.quarantine}: {report.found}" for report in findings.quarantines]
     if not findings.problems:
         return "\n".join([*lines, "all is as it was written, and the books balance"])
     lines += [f"DAMAGED    {problem}" for problem in findings.problems]
-    lines.append("           the daemon sets it aside and rescues what can be read when it is started again;")
+    lines.append(
+        "           a daemon rescues what can be read when it finds this, or when it starts (`when_damaged`);"
+    )
     lines.append("           `agent queue export` writes that out now")
     return "\n".join(lines)
 
 
 def _export(args: argparse.Namespace, directory: Path) -> int:
-    problems: list[str] = []
-    chunks = _chunks(directory, problems) if _holds_a_queue(directory) else iter(())
-    if args.file is None:
-        _write(chunks, sys.stdout.buffer, as_document=args.json)
-    else:
-        with args.file.open("wb") as file:
-            count = _write(chunks, file, as_document=args.json)
-        print(f"{count} events written to {args.file}", file=sys.stderr)
+    from agent.queue.verify import inspect, rescued_chunks, stored_chunks
+
+    problems = inspect(directory).problems
+    chunks = rescued_chunks(directory, problems) if problems else stored_chunks(directory)
+    code = _write_out(args, chunks)
     for problem in problems:
         print(f"agent queue export: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if problems else code
 
 
-def _chunks(directory: Path, problems: list[str]) -> Iterator[Chunk]:
-    """Yield the pending chunks that are as they were written; note what is wrong with others."""
-    import sqlite3
+def _write_out(args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
+    """Write events to where they are wanted."""
+    if args.file is None:
+        _write(chunks, sys.stdout.buffer, as_document=args.json)
+        return 0
+    with _open(args.file) as file:
+        count = _write(chunks, file, as_document=args.json)
+    print(f"{count} events written to {args.file}", file=sys.stderr)
+    return 0
 
-    from agent.chunk import DamagedChunkError, NewerChunkError
-    from agent.errors import QueueError
-    from agent.queue.check import glance, inspect, stored_chunks
-    from agent.queue.rescue import Rescue
 
-    seen = glance(directory)
-    problems += inspect(directory).problems
+def _open(path: Path) -> BinaryIO:
+    """Open the file to write to, for its owner only: events are nobody else's business."""
+    import os
+
+    from agent.errors import UsageError, reason_of
+
     try:
-        if not problems:
-            yield from stored_chunks(directory)
-            return
-        with closing(Rescue(directory, seen)) as rescue:
-            yield from (row.chunk for row in rescue.chunks())
-            problems += [f"chunk {key} cannot be read" for key in rescue.damaged_chunks]
-    except (sqlite3.Error, DamagedChunkError, NewerChunkError) as error:
-        raise QueueError("read the queue", str(directory), str(error), "see `agent queue verify`") from error
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
+    except OSError as error:
+        raise UsageError("write the events", str(path), reason_of(error), "name another file") from error
 
 
 def _write(chunks: Iterator[Chunk], file: BinaryIO, *, as_document: bool) -> int:

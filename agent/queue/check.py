@@ -1,33 +1,21 @@
-"""Whether a queue is what was written: quickly before it is opened (`probe`), or all of it (`inspect`).
+"""Whether a queue is what was written, as the daemon asks before it opens it and while it has it open.
 
-Nothing is written. SQLite checks what it needs as it goes, and no more; so a small
-database is looked through before it is opened, and of a large one that much which is
-needed to begin with. What is found later is dealt with when it is found.
+SQLite checks what it needs as it goes, and no more; so a small database is looked through
+before it is opened, and of a large one that much which is needed to begin with. What is found
+later is dealt with when it is found. `agent.queue.verify` looks at everything, from outside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from agent import chunk
-from agent.queue import Books, Checkpoint, Chunk, DeadLetter, wal
+from agent.queue import Books, wal
 from agent.queue.raw import RawFile
-from agent.queue.rows import (
-    BOOKS,
-    CHECKPOINT,
-    DAMAGED,
-    DEAD,
-    FORMAT,
-    META,
-    DamagedRowError,
-    Meta,
-    number_of,
-    unseal,
-)
+from agent.queue.rows import BOOKS, DEAD, FORMAT, META, DamagedRowError, Meta, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +27,8 @@ KEPT = "cache.db-shm.kept"
 
 _SMALL_BYTES = 16 << 20
 _EMPTY_PAGES = 4  # a database that was not made to its end: the table of rows begins behind them
-_MOST_PROBLEMS = 20
 _BUSY_SECONDS = 5.0
-_ODD = (
+ODD = (
     "raw IS NOT 1 OR mode IS NOT 1 OR expire_time IS NOT NULL OR filename IS NOT NULL"
     " OR typeof(value) <> 'blob'"
 )
@@ -91,34 +78,6 @@ def _tells_of_damage(error: sqlite3.Error) -> bool:
     return code in _DAMAGED_AFTER_ALL or code & 0xFF not in _NO_DAMAGE
 
 
-@dataclass(slots=True)
-class Findings:
-    """What is in a queue, and what is wrong with it.
-
-    Attributes:
-        meta: its format and destination.
-        books: the ledger.
-        chunks: rows that hold pending events as they were written.
-        events: the events in them.
-        dead: dead letters that are what was written.
-        set_aside: damaged chunks that were taken out of the way and counted.
-        problems: for people; empty when all is well.
-    """
-
-    meta: Meta = field(default_factory=Meta)
-    books: Books = field(default_factory=Books)
-    chunks: int = 0
-    events: int = 0
-    dead: int = 0
-    set_aside: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def wrong(self, problem: str) -> None:
-        """Note a problem, if there are not too many already."""
-        if len(self.problems) < _MOST_PROBLEMS:
-            self.problems.append(problem)
-
-
 def glance(directory: Path) -> wal.Glance:
     """Look at the log of a queue, before SQLite opens it and makes its index anew."""
     kept = directory / KEPT
@@ -150,7 +109,7 @@ def probe(directory: Path, seen: wal.Glance) -> str | None:
     """
     if not (directory / DATABASE).exists():
         return f"{DATABASE} is missing" if seen.last or seen.frames else None
-    problem = _wrong_header(directory / DATABASE)
+    problem = wrong_header(directory / DATABASE)
     if problem is not None:
         return problem
     try:
@@ -161,41 +120,6 @@ def probe(directory: Path, seen: wal.Glance) -> str | None:
     except sqlite3.Error as error:
         return f"{DATABASE}: {error}" if is_damage(error) else None
     return problem
-
-
-def inspect(directory: Path) -> Findings:
-    """Read all of a queue, which may be in use, and check it."""
-    rested = not (directory / LOG).exists()
-    findings = _inspect(directory)
-    if findings.problems and rested and (directory / LOG).exists():
-        return _inspect(directory)  # a daemon has begun to write meanwhile
-    return findings
-
-
-def _inspect(directory: Path) -> Findings:
-    """Read all of a queue as it is now."""
-    findings = Findings()
-    header = _wrong_header(directory / DATABASE)
-    if header is not None:
-        findings.wrong(header)
-    # In use, the log may begin anew between two looks at it.
-    if all(_log_is_cut(directory) for _ in range(3)):
-        findings.wrong(f"{LOG} is damaged: SQLite does not see all that was committed")
-    try:
-        with contextlib.closing(connect(directory)) as db:
-            db.execute("BEGIN")  # one state of everything
-            _inspect_rows(db, findings)
-            for (told,) in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
-                if told != "ok":
-                    findings.wrong(f"SQLite: {told}")
-    except sqlite3.Error as error:
-        findings.wrong(f"SQLite: {error}")
-    books = findings.books
-    if books.pending != findings.events:
-        findings.wrong(f"the books have {books.pending} events pending, {findings.events} are there")
-    if books.dead != findings.dead:
-        findings.wrong(f"the books have {books.dead} dead letters, {findings.dead} are there")
-    return findings
 
 
 def miscounted(directory: Path, books: Books) -> str | None:
@@ -218,20 +142,13 @@ def claims(directory: Path) -> dict[int, int]:
         return dict(_claims(db))
 
 
-def stored_chunks(directory: Path) -> Iterator[Chunk]:
-    """Yield the chunks of a queue without damage, which may be in use, in order.
+def connect(directory: Path) -> sqlite3.Connection:
+    """Open a queue's database for reading; nothing is written but SQLite's index of the log.
 
     Raises:
-        sqlite3.Error: it cannot be read.
-        DamagedChunkError: there is damage.
+        sqlite3.Error: it cannot be opened.
     """
-    with contextlib.closing(connect(directory)) as db:
-        for key, row in db.execute("SELECT key, value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key"):
-            yield chunk.decode(row, key)
-
-
-def connect(directory: Path) -> sqlite3.Connection:
-    """Open a queue's database for reading; nothing is written but SQLite's index of the log."""
+    refuse_empty(directory)
     return sqlite3.connect(
         f"file:{quote(str(directory / DATABASE))}?mode=ro",
         uri=True,
@@ -240,7 +157,20 @@ def connect(directory: Path) -> sqlite3.Connection:
     )
 
 
-def _wrong_header(database: Path) -> str | None:
+def refuse_empty(directory: Path) -> None:
+    """Keep SQLite away from an empty file: even when it may only read, it deletes the log of one.
+
+    Raises:
+        sqlite3.DatabaseError: it is empty.
+    """
+    with contextlib.suppress(OSError):
+        if (directory / DATABASE).stat().st_size == 0:
+            error = sqlite3.DatabaseError(f"{DATABASE} is empty")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+
+
+def wrong_header(database: Path) -> str | None:
     """Tell what is wrong with the first bytes of a database; each queue's are the same in these places."""
     with contextlib.closing(RawFile(database)) as file:
         header, size = file.read(0, 100), file.size
@@ -282,7 +212,7 @@ def _wrong_rows(db: sqlite3.Connection) -> str | None:
 
 def _wrong_sum(db: sqlite3.Connection, books: Books) -> str | None:
     """Tell in what the rows do not make up the books."""
-    ((odd,),) = db.execute(f"SELECT count(*) FROM Cache WHERE {_ODD}")  # noqa: S608  # all of it ours
+    ((odd,),) = db.execute(f"SELECT count(*) FROM Cache WHERE {ODD}")  # noqa: S608  # all of it ours
     if odd:
         return f"{odd} rows are not as they were written"
     there = sum(count for _, count in _claims(db))
@@ -310,46 +240,3 @@ def _cut_short(directory: Path, db: sqlite3.Connection, seen: wal.Glance) -> str
 def _taken(directory: Path) -> int:
     """Tell how many frames of the log SQLite took; to be asked while the database is open."""
     return wal.taken(directory / INDEX) if (directory / LOG).exists() else 0
-
-
-def _log_is_cut(directory: Path) -> bool:
-    """Tell whether SQLite does not take all of the log that was committed."""
-    seen = glance(directory)
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(directory)) as db:
-        db.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        return seen.lost(_taken(directory))
-    return False
-
-
-def _inspect_rows(db: sqlite3.Connection, findings: Findings) -> None:
-    """Read every row, note what is there and what is not as it was written."""
-    for key, odd, row in db.execute(f"SELECT key, {_ODD}, value FROM Cache NOT INDEXED"):  # noqa: S608  # ours
-        try:
-            _inspect_row(key, None if odd else row, findings)
-        except (chunk.DamagedChunkError, chunk.NewerChunkError, DamagedRowError) as error:
-            what = f"chunk {key}" if isinstance(key, int) else f"row {key!r}"
-            findings.wrong(f"{what}: {error}")
-
-
-def _inspect_row(key: object, row: bytes | None, findings: Findings) -> None:
-    """Read one row; None stands for one that is not as diskcache writes it."""
-    if row is None:
-        raise DamagedRowError("not as it was written")
-    if isinstance(key, int):
-        findings.events += chunk.decode(row, key).count
-        findings.chunks += 1
-    elif key == BOOKS:
-        findings.books = unseal(BOOKS, row, Books)
-    elif key == META:
-        findings.meta = unseal(META, row, Meta)
-    elif isinstance(key, str) and number_of(DEAD, key) is not None:
-        if unseal(key, row, DeadLetter).id != number_of(DEAD, key):
-            raise DamagedRowError("it has the number of another one")
-        findings.dead += 1
-    elif isinstance(key, str) and key.startswith(CHECKPOINT):
-        if unseal(key, row, Checkpoint).id != key.removeprefix(CHECKPOINT):
-            raise DamagedRowError("it is that of another file")
-    elif isinstance(key, str) and number_of(DAMAGED, key) is not None:
-        findings.set_aside += 1
-    else:
-        raise DamagedRowError("nobody wrote it")

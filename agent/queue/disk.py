@@ -20,7 +20,7 @@ import msgspec
 from agent import chunk
 from agent.clock import Clock, SystemClock
 from agent.errors import QueueError, QueueFullError, UsageError
-from agent.queue import Books, Change, Checkpoint, DeadLetter, check, replace_books
+from agent.queue import Books, Change, Checkpoint, DeadLetter, check, look, replace_books
 from agent.queue.backfill import Backfill
 from agent.queue.ballast import Ballast
 from agent.queue.directory import prepare_directory
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "DiskQueue"]
 
 _SIZES_KEPT = 50_000
+_DISK_HINT = "see the disk's health"
+_EXIT_HINT = (
+    "nothing was changed, as when_damaged says; `agent queue verify` tells more, and with "
+    'when_damaged = "rescue" the next start rescues what can be read'
+)
 _T = TypeVar("_T")
 
 
@@ -55,15 +60,26 @@ class DiskQueue:
         directory: absolute; made (0700) when it is not there.
         server: the address that the events are meant for; the queue remembers it.
         clock: for the names of what is set aside.
+        rescue: what is damaged is mended; else each use that meets damage fails, and nothing is changed.
+        on_damage: called with what is wrong each time that such a use fails.
 
     Raises:
         QueueError: the directory cannot be used, and why.
     """
 
-    def __init__(self, directory: Path, *, server: str = "", clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        server: str = "",
+        clock: Clock | None = None,
+        rescue: bool = True,
+        on_damage: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._directory = directory
         self._server = server
-        self._losses = Losses(directory, clock or SystemClock())
+        self._losses = Losses(directory, clock or SystemClock(), may_mend=rescue, on_damage=on_damage)
+        self._damage_hint = _DISK_HINT if rescue else _EXIT_HINT
         self._write = threading.RLock()
         self._sizes: dict[int, int] = {}  # of rows that were written or read lately
         self._cache: Cache = None
@@ -71,15 +87,16 @@ class DiskQueue:
         self._ballast = Ballast(directory)
         self._backfill = Backfill(directory / check.DATABASE)
         prepare_directory(directory)
+        look.refuse_newer(directory, look.format_of(directory))
         self._make_way()
         finish(directory)
         found, seen = self._probe()
-        if found is not None:
-            self._losses.mend(found, seen)
-        try:
-            self._load()
-        except DamageError as damage:
-            with self._damage_told("open"):
+        with self._damage_told("open"):
+            if found is not None:
+                self._losses.mend(found, seen)
+            try:
+                self._load()
+            except DamageError as damage:
                 self._losses.mend(str(damage), seen)
                 self._load()
 
@@ -355,7 +372,7 @@ class DiskQueue:
                 f"{operation} the queue",
                 str(self._directory),
                 f"it is damaged: {error}",
-                "see the disk's health",
+                self._damage_hint,
             ) from error
 
     # -- the store ---------------------------------------------------------------------
@@ -410,13 +427,7 @@ class DiskQueue:
         server = self._server
         known = self._try(partial(record, key=META, kind=Meta), cache)
         meta = known or Meta()
-        if meta.format > FORMAT:
-            raise QueueError(
-                "open the queue",
-                str(self._directory),
-                f"it was written by a newer version (format {meta.format}; this one reads up to {FORMAT})",
-                "install that version again, or choose another queue_dir",
-            )
+        look.refuse_newer(self._directory, meta.format)
         if server and meta.server and meta.server != server:
             books = self._try(partial(record, key=BOOKS, kind=Books), cache)
             if books is not None and books.pending:

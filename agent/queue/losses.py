@@ -15,7 +15,7 @@ from agent import chunk
 from agent.errors import QueueError
 from agent.logs import get
 from agent.queue import Books, Change, Settlement, check, replace_books
-from agent.queue.mend import mend
+from agent.queue.mend import mend, mended_at
 from agent.queue.store import ERRORS, DamageError, fill, reason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Row = Callable[[int], bytes | None]
 
-_MOST_MENDS = 3  # of one process: a disk that spoils a third fresh database is not to be written to
+_MOST_MENDS, _SPAN_SECONDS = 3, 3600.0  # a disk that spoils three fresh databases is not to be written to
 _MEND_AGAIN_SECONDS = 30.0
 
 
@@ -37,15 +37,26 @@ class Losses:
     Args:
         directory: where the database lies.
         clock: for the names of what is set aside.
+        may_mend: damage is mended; else it is only told.
+        on_damage: called with what is wrong where damage is only told.
 
     Attributes:
         mends: how many times a fresh database took the place of a damaged one.
         astray: events that were counted as lost, and that somebody may still have in hand.
     """
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock,
+        *,
+        may_mend: bool = True,
+        on_damage: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._directory = directory
         self._clock = clock
+        self._may_mend = may_mend
+        self._on_damage = on_damage
         self._log = get("queue")
         self._mend_not_before = -math.inf
         self.mends = 0
@@ -63,16 +74,26 @@ class Losses:
             DamageError: that is not to be tried now.
             QueueError: it failed; the damaged files are as they were.
         """
-        now = self._clock.monotonic()
-        if self.mends == _MOST_MENDS or now < self._mend_not_before:
+        self._refuse_unless_mending(found)
+        now, at = self._clock.monotonic(), self._clock.wall()
+        if now < self._mend_not_before:
             raise DamageError(found)
+        lately = sum(abs(at - earlier) < _SPAN_SECONDS for earlier in mended_at(self._directory))
+        if lately >= _MOST_MENDS:
+            raise DamageError(f"{found}; it was rescued {lately} times within an hour")
         try:
-            report = mend(self._directory, found, seen, at=self._clock.wall(), fill=fill, books=books)
+            report = mend(self._directory, found, seen, at=at, fill=fill, books=books)
         except QueueError:
             self._mend_not_before = now + _MEND_AGAIN_SECONDS
             raise
         self.mends += 1
         self.astray += report.events_lost
+
+    def _refuse_unless_mending(self, found: str) -> None:
+        """Only tell of damage, where that is wanted."""
+        if not self._may_mend:
+            self._on_damage(found)
+            raise DamageError(found)
 
     def found(self, books: Books, row: Row) -> str | None:
         """Tell in what the rows, or the ways to them, do not make up the books; None when they do.
@@ -106,6 +127,7 @@ class Losses:
         lost = 0
         restored: set[int] = set()
         if damaged:
+            self._refuse_unless_mending(f"chunk {min(damaged)} is not what was written")
             others = sum(count for key, count in check.claims(self._directory).items() if key not in damaged)
             lost = min(max(0, books.pending - others), books.pending)
         for settlement in change.settlements:

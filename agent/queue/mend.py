@@ -26,7 +26,7 @@ from agent.chunk import NewerChunkError
 from agent.errors import QueueError
 from agent.logs import get
 from agent.queue import Books, replace_books
-from agent.queue.check import DATABASE, INDEX, KEPT, LOG
+from agent.queue.check import DATABASE, INDEX, KEPT, LOG, glance, probe
 from agent.queue.raw import sync_directory
 from agent.queue.rescue import Rescue
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, FORMAT, META, Meta, numbered, seal
@@ -43,6 +43,7 @@ QUARANTINE = "quarantine-"
 REPORT = "report.json"
 _UNFINISHED, _RESCUED = "rescue.tmp", "rescued-"
 _WIDEST_GAP = 1_000_000
+_STAMP, _STAMP_LENGTH = "%Y%m%dT%H%M%SZ", len("20261123T101500Z")
 _FILES = (LOG, INDEX, KEPT, "cache.db-journal", DATABASE)
 
 
@@ -58,6 +59,8 @@ class Report(msgspec.Struct, kw_only=True):
         dead_letters_rescued: dead letters.
         checkpoints_rescued: checkpoints of tailed files; a file without one is read from its beginning.
         events_lost: events that the books had, dead letters included, and that are gone.
+        events_again: events that the books had as settled, and that came back: those that Polar has, it
+            knows by their ids.
         damaged_chunks: keys of the chunks that were found and are not what was written.
         damaged_dead_letters: the numbers of dead letters of that kind.
         books: `read`, or `gone`: then nobody knows how many events are.
@@ -73,6 +76,7 @@ class Report(msgspec.Struct, kw_only=True):
     dead_letters_rescued: int = 0
     checkpoints_rescued: int = 0
     events_lost: int = 0
+    events_again: int = 0
     damaged_chunks: list[int] = []
     damaged_dead_letters: list[int] = []
     books: str = "read"
@@ -141,9 +145,14 @@ def finish(directory: Path) -> None:
     try:
         shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
         for rescued in sorted(directory.glob(_RESCUED + "*")):
-            report = _swap(directory, rescued)
-            if report is not None:
-                _tell(report)
+            quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
+            if not (rescued / DATABASE).exists():
+                shutil.rmtree(rescued)
+            elif probe(rescued, glance(rescued)) is None:
+                _swap(directory, rescued)
+                _tell(read_report(quarantine))
+            else:
+                _undo(directory, rescued)
     except OSError as error:
         raise QueueError(
             "complete the rescue of the queue",
@@ -151,6 +160,24 @@ def finish(directory: Path) -> None:
             error.strerror or str(error),
             "see the disk's health",
         ) from error
+
+
+def mended_at(directory: Path) -> list[float]:
+    """Return when damaged files were set aside, as the names tell; Unix seconds."""
+    moments = []
+    for place in directory.glob(QUARANTINE + "*"):
+        told = place.name.removeprefix(QUARANTINE)[:_STAMP_LENGTH]
+        with contextlib.suppress(ValueError):
+            moments.append(datetime.strptime(told, _STAMP).replace(tzinfo=UTC).timestamp())
+    return moments
+
+
+def read_report(quarantine: Path) -> Report:
+    """Return what was told when files were set aside."""
+    try:
+        return msgspec.json.decode((quarantine / REPORT).read_bytes(), type=Report)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return Report(found="unknown: its report cannot be read", at="", quarantine=str(quarantine))
 
 
 def _refuse_newer(meta: Meta | None, directory: Path) -> None:
@@ -201,32 +228,41 @@ def _rows(rescue: Rescue, known: Books | None, report: Report) -> Iterator[tuple
         next_dead=max(books.next_dead, next_dead),
     )
     report.events_lost = max(0, short)
+    report.events_again = max(0, -short) if known else 0
     report.damaged_chunks = rescue.damaged_chunks
     report.damaged_dead_letters = rescue.damaged_letters
     report.books = "read" if known else "gone"
     report.log_pages_missing = rescue.missing
     report.unreadable = rescue.unreadable
     yield BOOKS, seal(BOOKS, books)
-    yield META, seal(META, Meta(FORMAT, rescue.meta.server if rescue.meta else ""))
+    yield META, seal(META, msgspec.structs.replace(rescue.meta or Meta(), format=FORMAT))
 
 
-def _swap(directory: Path, rescued: Path) -> Report | None:
-    """Move the damaged files away and the rescued database in; return the report, None when that was done."""
-    report = None
-    if (rescued / DATABASE).exists():
-        quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
-        quarantine.mkdir(mode=0o700, exist_ok=True)
-        for name in _FILES:
-            _move(directory / name, quarantine)
-        _move(rescued / REPORT, quarantine)
-        sync_directory(quarantine)
-        sync_directory(directory)
-        _move(rescued / DATABASE, directory)
-        sync_directory(directory)
-        with contextlib.suppress(OSError, msgspec.DecodeError, msgspec.ValidationError):
-            report = msgspec.json.decode((quarantine / REPORT).read_bytes(), type=Report)
+def _swap(directory: Path, rescued: Path) -> None:
+    """Move the damaged files away and the rescued database in."""
+    quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
+    quarantine.mkdir(mode=0o700, exist_ok=True)
+    for name in _FILES:
+        _move(directory / name, quarantine)
+    _move(rescued / REPORT, quarantine)
+    sync_directory(quarantine)
+    sync_directory(directory)
+    _move(rescued / DATABASE, directory)
+    sync_directory(directory)
     shutil.rmtree(rescued)
-    return report
+
+
+def _undo(directory: Path, rescued: Path) -> None:
+    """Move the damaged files back: what was rescued was damaged, too, before it took their place."""
+    quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
+    for name in reversed(_FILES):
+        _move(quarantine / name, directory)
+    sync_directory(directory)
+    shutil.rmtree(quarantine, ignore_errors=True)
+    shutil.rmtree(rescued)
+    get("queue").error(
+        "what was rescued of the queue is damaged, too: it is rescued again", path=str(directory)
+    )
 
 
 def _move(file: Path, directory: Path) -> None:
@@ -247,7 +283,7 @@ def _sync(file: Path) -> None:
 def _free_name(directory: Path, at: datetime) -> str:
     """Return the time as the end of a name that nothing has yet."""
     taken = {path.name for path in directory.iterdir()}
-    name = first = at.strftime("%Y%m%dT%H%M%SZ")
+    name = first = at.strftime(_STAMP)
     number = 1
     while QUARANTINE + name in taken or _RESCUED + name in taken:
         number += 1

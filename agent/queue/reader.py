@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
 from agent import chunk
-from agent.errors import QueueError, reason_of
-from agent.queue import Books, Checkpoint, DeadLetter
-from agent.queue.check import DATABASE, LOG, is_damage
-from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, DamagedRowError, numbered, unseal
+from agent.errors import QueueError
+from agent.queue import Books, Checkpoint, DeadLetter, look
+from agent.queue.check import DATABASE
+from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, META, DamagedRowError, Meta, numbered, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_DAMAGE_HINT = "`agent queue verify` tells more; the daemon rescues what can be read when it starts"
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
 class DiskReader:
-    """Looks at a queue, live or not, without writing to it or slowing it.
-
-    diskcache writes when it opens a directory, so this reads the database itself. SQLite
-    does so too, even for reading: it makes the files of its log where there are none.
-    There are none when no daemon runs, so then it is told that nothing will change.
+    """Looks at a queue, live or not, without writing to it or slowing it (`agent.queue.look`).
 
     Raises:
-        QueueError: there is no queue, or it cannot be read.
+        QueueError: there is no queue, it cannot be read, or a newer version wrote it.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / DATABASE
-        self._subject = str(directory)
-        if not self._path.exists():
-            raise QueueError("read the queue", self._subject, "there is none", "`agent run` makes it")
-        self._resting = self._rests()
-        self._db = self._connect()
+        self._directory = directory
+        if not (directory / DATABASE).exists():
+            raise QueueError("read the queue", str(directory), "there is none", "`agent run` makes it")
+        self._resting = look.rests(directory)
+        with look.reading(directory):
+            self._db = look.connect(directory)
+        try:
+            meta = self._record(META, Meta)
+            look.refuse_newer(directory, meta.format if meta else 0)
+        except QueueError:
+            self._db.close()
+            raise
 
     def books(self) -> Books:
         """Return the books as of the last commit."""
@@ -93,35 +91,14 @@ class DiskReader:
         try:
             return unseal(key, row if isinstance(row, bytes) else b"", kind)
         except DamagedRowError as error:
-            raise QueueError(
-                "read the queue", self._subject, f"{key} is damaged: {error}", _DAMAGE_HINT
-            ) from error
+            raise look.damaged(self._directory, f"{key} is damaged: {error}") from error
 
     def _query(self, statement: str, *values: object) -> list[Any]:
         """Return the rows that a statement gives."""
-        if self._resting and not self._rests():
-            # A daemon has begun to write.
-            self._resting = False
-            self._db.close()
-            self._db = self._connect()
-        with self._reading():
+        with look.reading(self._directory):
+            if self._resting and not look.rests(self._directory):
+                # A daemon has begun to write.
+                self._resting = False
+                self._db.close()
+                self._db = look.connect(self._directory)
             return self._db.execute(statement, values).fetchall()
-
-    def _rests(self) -> bool:
-        """Tell whether nobody writes to the database now: all of it is in its main file then."""
-        return not self._path.with_name(LOG).exists()
-
-    def _connect(self) -> sqlite3.Connection:
-        """Open the database for reading."""
-        options = "mode=ro&immutable=1" if self._resting else "mode=ro"
-        with self._reading():
-            return sqlite3.connect(f"file:{quote(str(self._path))}?{options}", uri=True, timeout=5)
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn SQLite's exceptions into ours."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            hint = _DAMAGE_HINT if is_damage(error) else "is the directory readable for you?"
-            raise QueueError("read the queue", self._subject, reason_of(error), hint) from error

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from agent import chunk
-from agent.queue import Books, Checkpoint, Chunk, DeadLetter, wal
-from agent.queue.check import connect
+from agent.queue import Books, Checkpoint, Chunk, DeadLetter, check, look, wal
 from agent.queue.pages import Cell, Pages
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, META, DamagedRowError, Meta, number_of, unseal
 
@@ -63,6 +62,7 @@ class Rescue:
     Args:
         directory: where the database lies.
         seen: what a glance at its log told, before SQLite opened it.
+        outside: not the daemon asks, but somebody who must not change anything.
 
     Attributes:
         books: the newest copy; None when none can be read.
@@ -72,12 +72,12 @@ class Rescue:
         damaged_letters: numbers of the dead letters of that kind, known after `dead_letters`.
     """
 
-    def __init__(self, directory: Path, seen: wal.Glance) -> None:
+    def __init__(self, directory: Path, seen: wal.Glance, *, outside: bool = False) -> None:
         self._pages = Pages(directory, seen)
         self._cells: dict[int | str, list[Cell]] = defaultdict(list)
         for number in self._pages.leaves():
             self._look_at(number)
-        self._sql = _Sql(directory, seen)
+        self._sql = _Sql(directory, seen, outside=outside)
         self.damaged_chunks: list[int] = []
         self.damaged_letters: list[int] = []
         self.books = max(self._records(BOOKS, Books), key=_age, default=None)
@@ -179,14 +179,15 @@ class _Sql:
             it would give out an older state.
     """
 
-    def __init__(self, directory: Path, seen: wal.Glance) -> None:
+    def __init__(self, directory: Path, seen: wal.Glance, *, outside: bool) -> None:
         self.rowids: dict[int | str, int] = {}
         self._db: sqlite3.Connection | None = None
         with contextlib.suppress(sqlite3.Error):
-            self._db = connect(directory)
+            self._db = look.connect(directory) if outside else check.connect(directory)
             self._db.text_factory = bytes
         list(self._rows("SELECT name FROM sqlite_master"))
-        if not seen.lost(wal.taken(directory / "cache.db-shm")):
+        taken = wal.takes(directory / check.LOG) if outside else wal.taken(directory / check.INDEX)
+        if not seen.lost(taken):
             for order in _ORDERS:
                 for key, rowid in self._rows(f"SELECT key, rowid FROM Cache {order}"):  # noqa: S608  # ours
                     self.rowids[key.decode(errors="replace") if isinstance(key, bytes) else key] = rowid

@@ -146,6 +146,30 @@ def taken(index: Path) -> int:
     return 0 if known is None else known.frames
 
 
+def salts(log: Path) -> bytes:
+    """Return what tells this log from the one before it in the same file."""
+    with closing(RawFile(log)) as file:
+        return file.read(0, _HEADER.size)[16:24]
+
+
+def takes(log: Path) -> int:
+    """Tell how many frames SQLite takes when it opens a log: those up to the last sound commit."""
+    last = 0
+    with closing(RawFile(log)) as file:
+        header = _read_header(file)
+        if header is None:
+            return 0
+        sums = header.sums
+        for number, head in enumerate(_read_heads(file, header.page_size), 1):
+            start = _HEADER.size + (number - 1) * (_HEAD.size + header.page_size)
+            data = memoryview(file.read(start, _HEAD.size + header.page_size))
+            sums = _sum(header.words, data[_HEAD.size :], _sum(header.words, data[:8], sums))
+            if head.salts != header.salts or sums != head.sums or not head.page:
+                break
+            last = number if head.commit else last
+    return last
+
+
 def read(log: Path, seen: Glance, page_size: int) -> Log:
     """Read the whole log; its pages stay in the file.
 

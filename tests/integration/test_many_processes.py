@@ -321,7 +321,7 @@ def test_delivery_goes_on_at_once_after_a_jump_of_the_clock(shifted: ShiftedProd
     send(shifted, event(5))
 
     # flush_interval is 0.1 s; with the clock's hour it would be an hour.
-    wait_until(lambda: numbers(shifted)[5:] == [5], seconds=5, what="delivery")
+    wait_until(lambda: numbers(shifted)[5:] == [5], what="delivery")
 
 
 @JUMPS
@@ -334,7 +334,7 @@ def test_an_event_that_waits_for_its_own_time_is_not_kept_longer_by_a_jump_of_th
 
     shifted.shift(jump)
 
-    wait_until(lambda: numbers(shifted)[5:] == [5], seconds=8, what="delivery")
+    wait_until(lambda: numbers(shifted)[5:] == [5], what="delivery")
     assert shifted.status()["queue"]["dead"] == 0
 
 
@@ -377,5 +377,5 @@ def test_a_daemon_that_starts_with_another_time_delivers_what_the_last_one_took(
 
     shifted.start_daemon()
 
-    wait_until(lambda: len(numbers(shifted)) >= 10, seconds=8, what="delivery")
+    wait_until(lambda: len(numbers(shifted)) >= 10, what="delivery")
     assert numbers(shifted) == list(range(10))
