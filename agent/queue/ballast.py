@@ -47,6 +47,7 @@ class Ballast:
         self._start_file = directory / "ballast.start"
         self._start_name = directory / "ballast.name"
         self._whole = False
+        self._start_made = False
 
     def make_way(self) -> None:
         """Give everything back where the disk has too little for a start; raises OSError."""
@@ -72,7 +73,10 @@ class Ballast:
 
         True as well when it cannot be taken, but is there: without names for files, say.
         """
+        if self._whole and self._start_made:
+            return True
         if self._whole:
+            self._keep_for_start()
             return True
         try:
             disk = os.statvfs(self._directory)
@@ -85,16 +89,17 @@ class Ballast:
                 self._whole = True
         except OSError:
             return self._is_there()
-        with contextlib.suppress(OSError):
-            self._keep_for_start()
+        self._keep_for_start()
         return True
 
     def _keep_for_start(self) -> None:
-        """Make the files that are for a start; raises OSError."""
-        disk = os.statvfs(self._directory)
-        if not self._has(self._start_file, _START_BYTES) and _free(disk) > _ENOUGH_TO_START:
-            _fill(self._start_file, _START_BYTES)
-        self._start_name.touch(mode=0o600)
+        """Make the files that are for a start, if that is possible."""
+        with contextlib.suppress(OSError):
+            self._start_name.touch(mode=0o600)
+            self._start_made = self._has(self._start_file, _START_BYTES)
+            if not self._start_made and _free(os.statvfs(self._directory)) > _ENOUGH_TO_START:
+                _fill(self._start_file, _START_BYTES)
+                self._start_made = True
 
     def _is_there(self) -> bool:
         """Tell whether there is room for the ballast, although it could not be made."""

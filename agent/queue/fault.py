@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_HINT = "see the disk's health, and the kernel's log"
 _NO_ROOM_BYTES = 64 << 10  # less than the index of SQLite's log grows by at once
 
 
@@ -26,43 +27,33 @@ def fault(operation: str, directory: Path, error: BaseException) -> QueueError:
         error: one of `agent.queue.store.ERRORS`.
     """
     what, subject = f"{operation} the queue", str(directory)
-    if _is_full(error, directory):
-        return QueueFullError(
-            what, subject, "the disk is full", "make room on it: the queue goes on by itself"
-        )
-    if _is_read_only(directory):
-        return QueueError(
-            what,
-            subject,
-            "the file system is read-only",
-            "mount it for writing again, and see the disk's health",
-        )
-    return QueueError(what, subject, _in_words(error), "see the disk's health, and the kernel's log")
-
-
-def _is_full(error: BaseException, directory: Path) -> bool:
-    """Tell whether the disk, or the user's share of it, is full."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    code = getattr(error, "sqlite_errorcode", 0)
-    if code & 0xFF == sqlite3.SQLITE_FULL:
-        return True
-    # Of the index of its log, SQLite only says that it failed.
-    if code & 0xFF != sqlite3.SQLITE_IOERR and code & 0xFF != sqlite3.SQLITE_CANTOPEN:
-        return False
     try:
         disk = os.statvfs(directory)
     except OSError:
-        return False
-    no_names = bool(disk.f_files) and disk.f_favail == 0 and code & 0xFF == sqlite3.SQLITE_CANTOPEN
-    return no_names or disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES
+        return QueueError(what, subject, _in_words(error), _HINT)
+    no_names = bool(disk.f_files) and disk.f_favail == 0
+    if _is_full(error, disk, no_names=no_names):
+        lack = "the disk can have no more files: its inodes are used up" if no_names else "the disk is full"
+        return QueueFullError(what, subject, lack, "make room on it")
+    if disk.f_flag & os.ST_RDONLY:
+        return QueueError(what, subject, "the file system is read-only", "mount it for writing again")
+    return QueueError(what, subject, _in_words(error), _HINT)
 
 
-def _is_read_only(directory: Path) -> bool:
-    try:
-        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
-    except OSError:
-        return False
+def _is_full(error: BaseException, disk: os.statvfs_result, *, no_names: bool) -> bool:
+    """Tell whether the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # Of the index of its log, and of new files, SQLite only says that it failed.
+    return (
+        code == sqlite3.SQLITE_FULL
+        or (code == sqlite3.SQLITE_CANTOPEN and no_names)
+        or (
+            code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+            and disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES
+        )
+    )
 
 
 def _in_words(error: BaseException) -> str:

@@ -62,6 +62,8 @@ class Product:
             "POLAR_AGENT_LOG_LEVEL": "info",
         }
         self.set(**settings)
+        self.prefix: list[str] = []
+        """What stands before every command: see `support.small_disk`."""
         self.emulator: subprocess.Popen[str] | None = None
         self.daemon: subprocess.Popen[str] | None = None
         self.log = directory / "daemon.log"
@@ -146,7 +148,7 @@ class Product:
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command of the product."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent", *words], env=self.environ, text=True, **options
+            [*self.prefix, sys.executable, "-m", "agent", *words], env=self.environ, text=True, **options
         )
         self._processes = [*getattr(self, "_processes", []), process]
         return process
@@ -154,7 +156,7 @@ class Product:
     def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "agent", *words],
+            [*self.prefix, sys.executable, "-m", "agent", *words],
             env=self.environ,
             input=stdin,
             capture_output=True,
