@@ -38,6 +38,11 @@ class Confined(Product):
     def pending(self) -> int:
         return self.status()["queue"]["events"]
 
+    def start_settled(self) -> None:
+        """Start the daemon and wait until it has on the disk what it wants to have there."""
+        self.start_daemon()
+        wait_until((self.queue / "ballast.start").exists, what="what is kept for a start")
+
     def assert_alive(self) -> None:
         assert self.daemon is not None
         assert self.daemon.poll() is None, self.log.read_text()
@@ -121,6 +126,25 @@ def test_a_disk_that_others_fill_in_an_instant_drains_and_goes_on_when_they_make
         load.go_on()
         load.finish()
     product.assert_all_accounted(loads)
+
+
+@needs_small_disk
+def test_a_queue_drains_on_a_disk_without_a_free_byte(product: Confined) -> None:
+    product.set(shutdown_timeout="0.1")
+    product.start_daemon()
+    load = Load(product.socket, "a")
+    load.go_on(3000)
+    load.finish()
+    product.stop_daemon()
+    product.start_settled()
+    wait_until(lambda: not (product.queue / "cache.db-wal").stat().st_size, what="an empty log")
+
+    product.disk.fill()
+    product.start_emulator()
+    product.wait_until_drained()
+
+    product.assert_alive()
+    product.assert_all_accounted([load])
 
 
 @needs_small_disk
@@ -219,8 +243,7 @@ def test_a_disk_on_which_no_file_can_be_made_stops_nothing(tmp_path: Path) -> No
     disk = SmallDisk(tmp_path / "disk", size=8 * MIB, inodes=40)
     product = Confined(tmp_path, disk, shutdown_timeout="0.1")
     try:
-        product.start_daemon()
-        wait_until((product.queue / "ballast.start").exists, what="what is kept for a start")
+        product.start_settled()
         disk.take_names()
         first = Load(product.socket, "first")
         first.go_on(500)
@@ -324,8 +347,7 @@ def test_what_the_disk_has_no_room_for_is_dropped_and_counted_if_the_operator_sa
 @needs_small_disk
 def test_a_producer_that_waits_for_its_ack_is_told_why_it_takes_so_long(product: Confined) -> None:
     """It wrote before the disk was full, and writes nothing more that could be answered."""
-    product.set(disk_reserve_bytes="0")
-    product.start_daemon()
+    product.start_settled()
     product.disk.fill()
     line = Line(product.socket)
 

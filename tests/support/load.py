@@ -55,7 +55,7 @@ class Load:
             "name": "usage",
             "external_customer_id": "c",
             "external_id": event_id,
-            "metadata": {"filler": self._chance.randbytes(self._filler // 2).hex()} if self._filler else {},
+            "more": self._chance.randbytes(self._filler // 2).hex(),
         }
 
     def _take(self, answer: dict[str, Any]) -> None:
@@ -94,6 +94,7 @@ def assert_all_accounted(
     loads: list[Load], stored: list[dict[str, Any]], status: dict[str, Any], *, dropped: int = 0
 ) -> None:
     """Compare event by event what was acknowledged with what the server has, and the books with both."""
+    assert {type_ for load in loads for type_ in load.refused.values()} <= {"queue_full"}
     taken = [event for load in loads for event in load.written if event not in load.refused]
     ids = [event["external_id"] for event in stored]
     assert sorted(ids) == sorted(taken)
