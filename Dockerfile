@@ -11,11 +11,13 @@ RUN pip --python /opt/polar-agent/bin/python install -qq --require-hashes -r dep
 
 COPY pyproject.toml README.md LICENSE ./
 COPY agent agent
+# The same commit makes the same wheel.
+ARG SOURCE_DATE_EPOCH=1577836800
 RUN pip wheel -qq --no-build-isolation --no-deps --wheel-dir dist . \
  && pip --python /opt/polar-agent/bin/python install -qq --no-deps dist/*.whl
 
 
-FROM python:3.13-slim
+FROM python:3.13-slim AS base
 
 LABEL org.opencontainers.image.title="polar-agent" \
       org.opencontainers.image.description="Keeps usage events safe on disk and delivers each one to Polar exactly once." \
@@ -27,18 +29,33 @@ RUN groupadd --gid 10001 polar-agent \
  && install -d -o polar-agent -g polar-agent -m 0700 /var/lib/polar-agent \
  && install -d -o polar-agent -g polar-agent -m 0755 /run/polar-agent
 
-COPY --from=build /opt/polar-agent /opt/polar-agent
 ENV PATH=/opt/polar-agent/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["agent"]
+
+
+# For development: docker build --target emulator
+FROM build AS build-emulator
+COPY deploy/emulator.lock deploy/
+RUN pip --python /opt/polar-agent/bin/python install -qq --require-hashes -r deploy/emulator.lock
+
+FROM base AS emulator
+COPY --from=build-emulator /opt/polar-agent /opt/polar-agent
+USER 10001:10001
+CMD ["emulator", "--listen", "0.0.0.0:8787"]
+
+
+# The agent. It writes to its two volumes only, so the root file system can be read-only.
+FROM base
+COPY --from=build /opt/polar-agent /opt/polar-agent
 
 USER 10001:10001
 # The queue, and the socket that producers share. Only the first must outlive the container.
 VOLUME ["/var/lib/polar-agent", "/run/polar-agent"]
 
-# Unhealthy: no daemon, or one that nothing can be delivered with, such as a revoked token.
+# Unhealthy: no daemon, or one that can make no event durable.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import json, subprocess, sys; s = json.loads(subprocess.check_output(['agent', 'status', '--json'])); sys.exit(not s['daemon']['running'] or s['delivery']['state'] == 'blocked')"]
+    CMD ["python", "-m", "agent.probe", "readyz"]
 
 # It drains for up to 8 seconds, within the 10 that `docker stop` gives it.
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["agent"]
 CMD ["run"]

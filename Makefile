@@ -44,6 +44,7 @@ bench: $(READY) ## measure the daemon; options in ARGS, such as ARGS='--events 1
 lock: ## bring the locked versions up to date (needs uv)
 	@$(UV_COMPILE) --upgrade --all-extras --group dev pyproject.toml -o requirements.lock
 	@$(UV_COMPILE) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	@$(UV_COMPILE) --constraint requirements.lock --extra emulator pyproject.toml -o deploy/emulator.lock
 	@printf 'hatchling\n' | $(UV_COMPILE) --constraint requirements.lock - -o deploy/build.lock
 
 clean: ## remove .venv and everything that tools have made
