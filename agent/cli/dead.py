@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.cli import _dead_letters as dead
 from agent.cli._common import add_config, add_json, load_settings, print_json, table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from agent.queue import DeadLetter
+    from agent.dead import Edit
+    from agent.pipeline import Pipeline
     from agent.settings import Settings
-
-_CUSTOMERS = {"customer_id", "external_customer_id"}
 
 DESCRIPTION = (
     "Shows, repairs, retries, exports and purges dead letters: events that Polar refused for good. They "
@@ -24,14 +24,21 @@ DESCRIPTION = (
 )
 EPILOG = """\
 examples:
-  agent dead list
+  agent dead list --count-by reason
+  agent dead list --since 1h --customer cus_42
   agent dead show 7
-  agent dead retry 7 --set external_customer_id=cus_42
-  agent dead export dead.ndjson && $EDITOR dead.ndjson && agent dead retry --edited dead.ndjson
-  agent dead purge --all
+  agent dead retry 7 --set external_customer_id=cus_42 --unset parent_id
+  agent dead retry --type customer_id --name ai_usage
+  agent dead export dead.ndjson && $EDITOR dead.ndjson && agent dead retry --from dead.ndjson
+  agent dead purge --until 30d
+
+A retried event keeps its external_id. What would only be refused again stays, with the reason.
 
 exit codes: 0 done; 1 some could not be retried, or there is no such letter; 2 wrong usage or settings
 """
+
+_REFUSED_SHOWN = 20
+_REFUSED_IN_JSON = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     listing = verbs.add_parser("list", help="list dead letters, the oldest first")
-    listing.add_argument("--name", help="only events of this name")
     listing.add_argument(
-        "--status", type=int, metavar="CODE", help="only those refused with this HTTP status"
+        "--limit", type=int, default=100, metavar="N", help="at most so many (default: 100; 0: all)"
     )
-    listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: 100)")
+    listing.add_argument("--count-by", choices=dead.GROUPS, help="count all that have this in common instead")
     show = verbs.add_parser("show", help="show one dead letter whole, with its event")
     show.add_argument("id", type=int, metavar="ID", help="its number, as `agent dead list` shows it")
     retry = verbs.add_parser("retry", help="put dead letters back on their way, under their own external_id")
@@ -56,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mend a field first; VALUE is JSON, or else text; metadata.KEY=VALUE reaches inside",
     )
     retry.add_argument(
+        "--unset", action="append", default=[], metavar="FIELD", help="take a field out first; likewise"
+    )
+    retry.add_argument(
+        "--from",
         "--edited",
+        dest="edited",
         type=Path,
         metavar="FILE",
         help="retry the events of this NDJSON file, found by their external_id (see export)",
@@ -65,13 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: standard output")
     purge = verbs.add_parser("purge", help="throw dead letters away; they count as dropped")
     _add_choice(purge)
+    purge.add_argument("--yes", action="store_true", help="do not ask on a terminal")
+    for verb in (listing, retry, export, purge):
+        dead.add_filters(verb)
     for verb in (listing, show, retry, export, purge):
         add_config(verb)
         add_json(verb)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of letters."""
+    """Add the choice of letters by number."""
     parser.add_argument("ids", nargs="*", type=int, metavar="ID", help="their numbers")
     parser.add_argument("--all", action="store_true", help="all of them")
 
@@ -85,233 +99,288 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _letters(settings: Settings, ids: list[int] | None = None) -> Iterator[DeadLetter]:
-    """Yield the dead letters that are kept."""
-    from agent.queue.reader import DiskReader
-
-    if not (settings.queue_dir / "cache.db").exists():
-        return
-    reader = DiskReader(settings.queue_dir)
-    try:
-        yield from reader.dead_letters(ids)
-    finally:
-        reader.close()
-
-
-def _document(letter: DeadLetter, *, with_event: bool) -> dict[str, Any]:
-    """Return a dead letter as JSON shows it."""
-    from agent.stats import moment
-
-    document: dict[str, Any] = {
-        "id": letter.id,
-        "external_id": letter.external_id,
-        "name": letter.name,
-        "status": letter.status,
-        "reason": letter.reason,
-        "errors": letter.errors,
-        "attempts": letter.attempts,
-        "first_attempt": moment(letter.first_attempt),
-        "last_attempt": moment(letter.died_at),
-        "batch": letter.batch,
-    }
-    if with_event:
-        document["event"] = json.loads(letter.event)
-    return document
-
-
 def _list(args: argparse.Namespace, settings: Settings) -> int:
-    from itertools import islice
-
-    wanted = (
-        letter
-        for letter in _letters(settings)
-        if (args.name is None or letter.name == args.name)
-        and (args.status is None or letter.status == args.status)
-    )
-    letters = list(islice(wanted, max(args.limit, 0)))
+    letters = dead.read(settings, chosen=dead.filter_of(args))
+    if args.count_by:
+        groups = dead.count_by(args.count_by, letters)
+        if args.json:
+            print_json(
+                {"items": [{args.count_by: shared, "count": n, "id": one} for shared, n, one in groups]}
+            )
+        else:
+            print(
+                table(
+                    ("COUNT", "FOR EXAMPLE", args.count_by.upper()),
+                    [(n, one, g) for g, n, one in groups],
+                    right=(0, 1),
+                )
+            )
+        return 0
+    if args.limit > 0:
+        letters = islice(letters, args.limit)
     if args.json:
-        print_json({"items": [_document(letter, with_event=False) for letter in letters]})
-    elif not letters:
+        dead.print_items(dead.document(letter, with_event=False) for letter in letters)
+    elif not dead.print_table(letters):
         print("no dead letters")
-    else:
-        from agent.stats import moment
-
-        rows = [
-            (letter.id, moment(letter.died_at), letter.name, letter.external_id, letter.status, letter.reason)
-            for letter in letters
-        ]
-        print(table(("ID", "SINCE", "NAME", "EXTERNAL ID", "STATUS", "REASON"), rows, right=(0,)))
     return 0
 
 
 def _show(args: argparse.Namespace, settings: Settings) -> int:
-    letter = next(_letters(settings, [args.id]), None)
+    letter = next(dead.read(settings, [args.id]), None)
     if letter is None:
         print(f"agent dead show: there is no dead letter {args.id}; see `agent dead list`", file=sys.stderr)
         return 1
-    document = _document(letter, with_event=True)
-    if args.json:
-        print_json(document)
-    else:
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+    print(dead.to_json(dead.document(letter, with_event=True), pretty=not args.json or sys.stdout.isatty()))
     return 0
 
 
 def _export(args: argparse.Namespace, settings: Settings) -> int:
-    letters = _letters(settings)
+    letters = dead.read(settings, chosen=dead.filter_of(args))
     if args.json:
-        print_json({"items": [_document(letter, with_event=True) for letter in letters]})
+        dead.print_items(dead.document(letter, with_event=True) for letter in letters)
         return 0
     if args.file is None:
         for letter in letters:
             print(letter.event)
         return 0
+    from agent.errors import UsageError
+
     count = 0
-    with args.file.open("w", encoding="utf-8") as file:
-        for letter in letters:
-            file.write(letter.event + "\n")
-            count += 1
+    try:
+        with args.file.open("w", encoding="utf-8") as file:
+            for letter in letters:
+                file.write(letter.event + "\n")
+                count += 1
+    except OSError as error:
+        raise UsageError("export dead letters", str(args.file), error.strerror or str(error)) from error
     print(f"{count} events written to {args.file}", file=sys.stderr)
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> list[int] | None:
-    """Return the numbers that were given; None for all."""
-    from agent.errors import UsageError
-
-    if bool(args.ids) == bool(args.all):
-        raise UsageError(
-            f"{args.verb} dead letters",
-            "the command line",
-            "say which ones: their numbers, or --all",
-            "see `agent dead list`",
-        )
-    return None if args.all else args.ids
+# -- changes -------------------------------------------------------------------------------
 
 
 def _retry(args: argparse.Namespace, settings: Settings) -> int:
+    edit = _edit(args)
     if args.edited is not None:
-        edits = _edited(args.edited, settings)
-        ids: list[int] | None = sorted(edits)
+        if edit or args.ids or args.all or dead.filter_of(args):
+            raise _usage("retry dead letters", "--from", "the file says which ones, and how they are mended")
+        batches = _from_file(args.edited, settings)
     else:
-        ids = _chosen(args)
-        edits = _mended(args.set, settings, ids)
-    if ids is not None and not _all_there(args.verb, ids, settings):
+        batches = _mended(edit, args, settings)
+    if args.ids and not _all_there(args, settings):
         return 1
-    answer = _change(
-        settings, "retry", {"ids": ids, "edits": {str(key): line for key, line in edits.items()}}
-    )
+    refusals = _Refusals(quiet=args.json)
+    retried = 0
+    with _Hands(settings) as change:
+        for ids, edits, odd in batches:
+            refusals.add(odd)
+            if ids:
+                answer = change("retry", {"ids": ids, "edits": edits})
+                retried += answer["retried"]
+                refusals.add(answer["refused"])
     if args.json:
-        print_json(answer)
+        print_json({"retried": retried, "refused": refusals.kept, "refused_count": refusals.count})
     else:
-        print(f"{answer['retried']} dead letters are on their way again")
-        for refused in answer["refused"]:
-            print(f"dead letter {refused['id']} would be refused again: {refused['reason']}", file=sys.stderr)
-    return 1 if answer["refused"] else 0
+        refusals.end()
+        print(f"{retried} dead letters are on their way again")
+    return 1 if refusals.count else 0
+
+
+class _Refusals:
+    """Letters that would be refused again: all are counted, the first ones are told."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.count = 0
+        self.kept: list[dict[str, Any]] = []
+        self._quiet = quiet
+
+    def add(self, refused: list[dict[str, Any]]) -> None:
+        """Take some more."""
+        for one in refused:
+            self.count += 1
+            if self.count <= _REFUSED_IN_JSON:
+                self.kept.append(one)
+            if not self._quiet and self.count <= _REFUSED_SHOWN:
+                print(f"dead letter {one['id']} would be refused again: {one['reason']}", file=sys.stderr)
+
+    def end(self) -> None:
+        """Tell how many were not told."""
+        if self.count > _REFUSED_SHOWN:
+            print(f"and {self.count - _REFUSED_SHOWN} more would be refused again", file=sys.stderr)
 
 
 def _purge(args: argparse.Namespace, settings: Settings) -> int:
-    ids = _chosen(args)
-    if ids is not None and not _all_there(args.verb, ids, settings):
+    letters = _chosen(args, settings)
+    if args.ids and not _all_there(args, settings):
         return 1
-    answer = _change(settings, "purge", {"ids": ids})
+    if not args.yes and not args.json and sys.stdin.isatty() and sys.stderr.isatty():
+        count = sum(1 for _ in _chosen(args, settings))
+        sys.stderr.write(f"throw away {count} dead letters, for good? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was thrown away")
+            return 1
+    purged = 0
+    with _Hands(settings) as change:
+        for page in dead.pages(letters, dead.letter_size):
+            purged += change("purge", {"ids": [letter.id for letter in page]})["purged"]
     if args.json:
-        print_json(answer)
+        print_json({"purged": purged})
     else:
-        print(f"{answer['purged']} dead letters were thrown away; they count as dropped")
+        print(f"{purged} dead letters were thrown away; they count as dropped")
     return 0
 
 
-def _all_there(verb: str, ids: list[int], settings: Settings) -> bool:
-    """Tell whether all of these letters are kept; name those that are not."""
-    missing = set(ids) - {letter.id for letter in _letters(settings, ids)}
+def _chosen(args: argparse.Namespace, settings: Settings) -> Iterator[Any]:
+    """Yield the letters that were chosen: by number, by what they hold, or all."""
+    chosen = dead.filter_of(args)
+    if args.all == bool(args.ids or chosen):
+        raise _usage(
+            f"{args.verb} dead letters",
+            "the command line",
+            "say which ones: numbers or filters, or else --all",
+        )
+    return dead.read(settings, args.ids or None, chosen)
+
+
+def _all_there(args: argparse.Namespace, settings: Settings) -> bool:
+    """Tell whether all letters that were named by number are kept; name those that are not."""
+    missing = set(args.ids) - {letter.id for letter in dead.read(settings, args.ids)}
     for number in sorted(missing):
-        print(f"agent dead {verb}: there is no dead letter {number}; see `agent dead list`", file=sys.stderr)
+        print(
+            f"agent dead {args.verb}: there is no dead letter {number}; see `agent dead list`",
+            file=sys.stderr,
+        )
     return not missing
 
 
-def _change(settings: Settings, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Have the daemon do it; do it here when none runs."""
-    from agent.daemon import call
+def _edit(args: argparse.Namespace) -> Edit:
+    """Return what --set and --unset say."""
+    from agent.dead import Edit
 
-    answer = call(settings.api_socket_path, "POST", f"/dead/{verb}", body)
-    if answer is not None:
-        return answer
-    from agent import logs
-    from agent.clock import SystemClock
-    from agent.operations import purge_dead, retry_dead
-    from agent.pipeline import Pipeline
-
-    logs.configure("error", settings.log_format)
-    pipeline = Pipeline(settings, SystemClock())
-    pipeline.writer.start()
-    try:
-        action = retry_dead if verb == "retry" else purge_dead
-        return action(pipeline, body)
-    finally:
-        pipeline.stop()
-
-
-def _mended(changes: list[str], settings: Settings, ids: list[int] | None) -> dict[int, str]:
-    """Return the events with the fields of `--set` changed, by number."""
-    from agent.errors import UsageError
-
-    fields = []
-    for change in changes:
+    sets = {}
+    for change in args.set:
         name, equals, text = change.partition("=")
         if not equals or not name:
-            raise UsageError(
-                "mend the event", change, "must be FIELD=VALUE", "for example --set name=ai_usage"
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        fields.append((name, value))
-    if not fields:
-        return {}
-    edits = {}
-    for letter in _letters(settings, ids):
-        event = json.loads(letter.event)
-        for name, value in fields:
-            if name.startswith("metadata."):
-                event.setdefault("metadata", {})[name.removeprefix("metadata.")] = value
-            else:
-                event[name] = value
-        names = {name for name, _ in fields}
-        if len(names & _CUSTOMERS) == 1:
-            # An event has one kind of customer id; with both, Polar may go by the other.
-            event = {name: value for name, value in event.items() if name in names or name not in _CUSTOMERS}
-        event["external_id"] = letter.external_id
-        edits[letter.id] = json.dumps(event, ensure_ascii=False)
-    return edits
+            raise _usage("mend the event", change, "must be FIELD=VALUE", "for example --set name=ai_usage")
+        sets[name] = text
+    if "external_id" in {*sets, *args.unset} and (len(args.ids) != 1 or "external_id" in args.unset):
+        raise _usage(
+            "mend the event",
+            "external_id",
+            "of several events with one id Polar keeps the first and drops the others in silence",
+            "give the number of one letter, and a new id for it",
+        )
+    return Edit(sets, tuple(args.unset))
 
 
-def _edited(path: Path, settings: Settings) -> dict[int, str]:
-    """Return the events of an edited export, by the number of the letter that each belongs to."""
+_Retry = tuple[list[int], dict[str, str], list[dict[str, Any]]]
+"""Numbers of letters to be retried, the new events of some of them, and those that cannot be mended."""
+
+
+def _mended(edit: Edit, args: argparse.Namespace, settings: Settings) -> Iterator[_Retry]:
+    """Return the chosen letters, some at a time, with their events mended."""
+    letters = _chosen(args, settings)
+
+    def batches() -> Iterator[_Retry]:
+        for page in dead.pages(letters, dead.letter_size):
+            edits: dict[str, str] = {}
+            odd: list[dict[str, Any]] = []
+            for letter in page if edit else ():
+                try:
+                    edits[str(letter.id)] = edit.apply(letter.event)
+                except ValueError as error:
+                    odd.append({"id": letter.id, "reason": str(error)})
+            unfit = {one["id"] for one in odd}
+            yield [letter.id for letter in page if letter.id not in unfit], edits, odd
+
+    return batches()
+
+
+def _from_file(path: Path, settings: Settings) -> Iterator[_Retry]:
+    """Yield the events of an edited export, some at a time, by the numbers of their letters.
+
+    The whole file is looked through first: with a mistake in it, nothing is changed.
+    """
+    numbers: dict[str, list[int]] = {}
+    for letter in dead.read(settings):
+        numbers.setdefault(letter.external_id, []).append(letter.id)
+    for _ in _lines(path, {name: list(ids) for name, ids in numbers.items()}):
+        pass
+    for page in dead.pages(_lines(path, numbers), size=lambda item: len(item[1])):
+        yield [number for number, _ in page], {str(number): line for number, line in page}, []
+
+
+def _lines(path: Path, numbers: dict[str, list[int]]) -> Iterator[tuple[int, str]]:
+    """Yield the events of a file with the numbers of their letters, which are taken out of `numbers`."""
+    import msgspec
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            for place, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    external_id = msgspec.json.decode(line, type=dict[str, Any]).get("external_id")
+                except (msgspec.MsgspecError, RecursionError) as error:
+                    raise _usage(
+                        "read the edited events", f"{path}:{place}", f"not a JSON object: {error}"
+                    ) from error
+                left = numbers.get(external_id) if isinstance(external_id, str) else None
+                if not left:
+                    raise _usage(
+                        "read the edited events",
+                        f"{path}:{place}",
+                        f"no dead letter is left with the external_id {external_id!r}",
+                        "leave external_id as it was exported, and each event once",
+                    )
+                yield left.pop(0), line.rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _usage("read the edited events", str(path), str(error)) from error
+
+
+def _usage(operation: str, subject: str, reason: str, hint: str = "see `agent dead list`") -> Exception:
+    """Return the error for wrong usage."""
     from agent.errors import UsageError
 
-    numbers = {letter.external_id: letter.id for letter in _letters(settings)}
-    edits: dict[int, str] = {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("read the edited events", str(path), str(error)) from error
-    for place, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            external_id = json.loads(line).get("external_id")
-        except (ValueError, AttributeError) as error:
-            raise UsageError(
-                "read the edited events", f"{path}:{place}", f"not a JSON object: {error}"
-            ) from error
-        if external_id not in numbers:
-            raise UsageError(
-                "read the edited events",
-                f"{path}:{place}",
-                f"no dead letter has the external_id {external_id!r}",
-                "leave external_id as it was exported",
-            )
-        edits[numbers[external_id]] = line
-    return edits
+    return UsageError(operation, subject, reason, hint)
+
+
+class _Hands:
+    """Has the daemon change dead letters; does it here when none runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pipeline: Pipeline | None = None
+
+    def __enter__(self) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+        """Return the function that changes them, given the verb and its document."""
+        return self._change
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the queue."""
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def _change(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        from agent.daemon import call
+        from agent.operations import purge_dead, retry_dead
+
+        if self._pipeline is None:
+            answer = call(self._settings.api_socket_path, "POST", f"/dead/{verb}", body)
+            if answer is not None:
+                return answer
+            self._pipeline = self._start()
+        return retry_dead(self._pipeline, body) if verb == "retry" else purge_dead(self._pipeline, body)
+
+    def _start(self) -> Pipeline:
+        """Open the queue."""
+        from agent import logs
+        from agent.clock import SystemClock
+        from agent.pipeline import Pipeline
+
+        logs.configure("error", self._settings.log_format)
+        pipeline = Pipeline(self._settings, SystemClock())
+        pipeline.writer.start()
+        return pipeline

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.cli import _common
+from agent.cli._moment import moment
 from agent.clock import SystemClock
 from agent.errors import UsageError
 from agent.listing import EventFilter, NameFilter, pages
@@ -50,11 +49,6 @@ _MOST_LIMIT = 100
 _LONGEST_WAIT = 65.0
 _MOST_WAITS = 3
 _METADATA_WIDTH = 60
-
-_AGO = re.compile(r"(\d{1,9})\s*([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604_800}
-# RFC 3339, section 5.6; `fromisoformat` alone takes week dates and dates without dashes too.
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)([Zz]|[+-]\d\d:\d\d)?")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,9 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only events with this metadata; several mean: all of these",
     )
     listing.add_argument(
-        "--since", metavar="TIME", type=_moment, help="only later ones: RFC 3339, or 30m, 1h, 2d ago"
+        "--since", metavar="TIME", type=moment, help="only later ones: RFC 3339, or 30m, 1h, 2d ago"
     )
-    listing.add_argument("--until", metavar="TIME", type=_moment, help="only earlier ones: likewise")
+    listing.add_argument("--until", metavar="TIME", type=moment, help="only earlier ones: likewise")
     _common_filters(listing)
     listing.add_argument(
         "--query", metavar="TEXT", help="only events with this text; needs --organization-id"
@@ -379,25 +373,3 @@ def _filter(text: str) -> str:
     if not isinstance(document, dict):
         raise argparse.ArgumentTypeError('is no JSON object, such as {"conjunction":"and","clauses":[…]}')
     return text
-
-
-def _moment(text: str) -> str:
-    """Return a point in time as RFC 3339, from itself or from how long ago it was."""
-    ago = _AGO.fullmatch(text.strip().lower())
-    moment = _MOMENT.fullmatch(text.strip())
-    try:
-        if ago is not None:
-            now = datetime.fromtimestamp(SystemClock().wall(), UTC)
-            then = now - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-            return then.isoformat().replace("+00:00", "Z")
-        if moment is not None and moment[3]:
-            day, time, offset = moment.groups()
-            datetime.fromisoformat(f"{day}T{time}{offset.upper()}")
-            return f"{day}T{time}{offset.upper()}"
-    except (ValueError, OverflowError):
-        pass
-    if moment is not None and not moment[3]:
-        raise argparse.ArgumentTypeError(f"{text!r} has no offset from UTC; add Z, or one such as +02:00")
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no time; write 30m, 1h or 2d (ago), or RFC 3339 such as 2026-11-23T10:00:00Z"
-    )

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.clock import NOON
 
-from agent.dead import revive
+from agent.dead import Edit, Filter, revive
 from agent.event import Checker
 from agent.queue import DeadLetter
 
@@ -171,3 +171,84 @@ def test_the_books_say_that_as_many_events_wait_as_letters_went_back():
 def test_nothing_to_retry_is_nothing_to_commit():
     assert not retried([]).change
     assert not retried([letter(1)], {1: b"{}"}).change
+
+
+# -- choosing ----------------------------------------------------------------------------
+
+
+def refused(number=1, **changes):
+    values = {name: getattr(letter(number), name) for name in DeadLetter.__struct_fields__}
+    return DeadLetter(**{**values, **changes})
+
+
+ERROR = {"type": "missing", "loc": ["name"], "msg": "Field required"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "one", "other"),
+    [
+        (Filter(name="n"), {}, {"name": "m"}),
+        (Filter(status=422), {}, {"status": 500}),
+        (Filter(status=0), {"status": 0}, {}),
+        (Filter(type="missing"), {"errors": [{"type": "other"}, ERROR]}, {"errors": [{"type": "other"}]}),
+        (Filter(reason="NOT found"), {"reason": "customer: Customer not found"}, {}),
+        (Filter(external_ids=frozenset(["e1", "e3"])), {}, {"external_id": "e2"}),
+        (Filter(customer="c"), {}, {"event": '{"external_customer_id":"d"}'}),
+        (Filter(customer="u"), {"event": '{"customer_id":"u","external_customer_id":"d"}'}, {}),
+        (Filter(customer="c"), {}, {"event": "no JSON"}),
+        (Filter(since=2.0), {}, {"died_at": 1.9}),
+        (Filter(until=2.1), {}, {"died_at": 2.1}),
+        (Filter(name="n", status=422), {}, {"name": "m"}),
+    ],
+)
+def test_a_filter_takes_one_letter_and_not_the_other(chosen, one, other):
+    assert chosen.takes(refused(**one))
+    assert not chosen.takes(refused(**other))
+    assert chosen
+
+
+def test_a_filter_that_says_nothing_takes_all():
+    assert not Filter()
+    assert Filter().takes(letter())
+
+
+# -- mending field by field --------------------------------------------------------------
+
+EVENT = '{"name":"n","external_customer_id":"c","external_id":"e","metadata":{"a":1.50,"b":"x"},"big":1e400}'
+
+
+@pytest.mark.parametrize(
+    ("edit", "mended"),
+    [
+        (Edit({"name": "m"}), EVENT.replace('"name":"n"', '"name":"m"')),
+        (Edit({"name": "5"}), EVENT.replace('"name":"n"', '"name":"5"')),
+        (Edit({"name": '"q"'}), EVENT.replace('"name":"n"', '"name":"q"')),
+        (Edit({"metadata.a": "2.50"}), EVENT.replace("1.50", "2.50")),
+        (Edit({"metadata.b": "y z"}), EVENT.replace('"x"', '"y z"')),
+        (Edit({"metadata.b": "true"}), EVENT.replace('"x"', "true")),
+        (Edit({"metadata.c.d": "1"}), EVENT.replace('"x"', '"x","c.d":1')),
+        (Edit(unsets=("metadata.a",)), EVENT.replace('"a":1.50,', "")),
+        (Edit(unsets=("metadata", "none")), EVENT.replace('"metadata":{"a":1.50,"b":"x"},', "")),
+        (Edit({"metadata": "{}", "metadata.c": "1"}), EVENT.replace('{"a":1.50,"b":"x"}', '{"c":1}')),
+        (Edit(unsets=("big",)), EVENT.replace(',"big":1e400', "")),
+        (Edit({"timestamp": "1e9"}), EVENT.replace("1e400", '1e400,"timestamp":1e9')),
+        (Edit({"timestamp": "2026-01-01T00:00:00Z"}), EVENT[:-1] + ',"timestamp":"2026-01-01T00:00:00Z"}'),
+        (Edit({"parent_id": "null"}), EVENT[:-1] + ',"parent_id":null}'),
+        (
+            Edit({"customer_id": "u"}),
+            EVENT.replace('"external_customer_id":"c",', "")[:-1] + ',"customer_id":"u"}',
+        ),
+    ],
+)
+def test_an_edit_changes_its_fields_and_no_digit_beside_them(edit, mended):
+    assert edit.apply(EVENT) == mended
+
+
+@pytest.mark.parametrize("odd", ["", "[]", "no JSON", '{"metadata":[]}'])
+def test_what_has_no_fields_cannot_be_changed_field_by_field(odd):
+    with pytest.raises(ValueError, match="cannot be changed field by field"):
+        Edit({"metadata.a": "1"}).apply(odd)
+
+
+def test_metadata_of_a_wrong_kind_can_be_replaced():
+    assert Edit({"metadata": '{"a":1}'}).apply('{"metadata":[]}') == '{"metadata":{"a":1}}'
