@@ -13,7 +13,9 @@ has a UTC timestamp, a level and the name of its logger. Three promises:
 
 from __future__ import annotations
 
+import io
 import logging
+import select
 import sys
 import threading
 import traceback
@@ -67,6 +69,7 @@ _SECRET_KEYS = frozenset(
 _COUNTABLE_KEYS = frozenset({"events", "event", "lines", "line"})
 _FIRST_KEYS = ("timestamp", "level", "logger", "message")
 _MOST_DEPTH = 6
+_PATIENCE_MS = 200
 _MOST_TEXT = 10_000
 
 
@@ -117,12 +120,25 @@ class _Output:
         with self._lock:
             try:
                 stream = sys.stderr if self._stream is None else self._stream
+                if not _takes(stream):
+                    return  # a pipe that nobody reads must not stop the daemon
                 stream.write(f"{line}\n")
                 stream.flush()
             except (OSError, ValueError, AttributeError):
                 pass  # standard error is gone, full or closed; nobody is left to tell
 
     debug = info = warning = error = critical = exception = log = msg
+
+
+def _takes(stream: TextIO) -> bool:
+    """Tell whether a stream takes something soon; raises OSError or ValueError when it is gone."""
+    try:
+        file = stream.fileno()
+    except io.UnsupportedOperation:
+        return True  # it is no file
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return bool(poll.poll(_PATIENCE_MS))
 
 
 class _Forward(logging.Handler):

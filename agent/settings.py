@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     disk_reserve_bytes: Annotated[int, read.size(0, 2**60)] = _setting(
         256 * MIB,
         doc="Free disk space that the queue leaves to others; with less, it counts as full.",
-        shown="256 MiB",
+        shown="256 MiB, at most a quarter of the disk",
     )
     when_full: Annotated[Literal["block", "drop_newest"], read.choice("block", "drop_newest")] = _setting(
         "block",

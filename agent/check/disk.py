@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from agent.check import Finding, failed, ok, warning
 from agent.check.mounts import IN_MEMORY, MOUNTS, OF_A_CONTAINER, OVER_THE_NETWORK, mount_of
-from agent.errors import QueueError
+from agent.errors import QueueError, UsageError
 from agent.lock import holder
+from agent.queue.destination import refuse_other_server
 from agent.queue.reader import DiskReader
 from agent.units import format_size, rough_size
 
@@ -31,7 +32,7 @@ def look(settings: Settings) -> Iterator[Finding]:
         return
     yield from _file_system(directory)
     yield _space(settings)
-    yield from _queue(directory)
+    yield from _queue(directory, settings.server_url)
 
 
 def nearest(path: Path) -> Path:
@@ -56,6 +57,11 @@ def _access(directory: Path) -> Finding:  # noqa: PLR0911  # one return a reason
             return ok(name, subject, "is not there yet; the agent can make it")
         reason = "it is not there, and cannot be made"
         return failed(name, subject, reason, f"let this user write to {place}, or set queue_dir")
+    if directory.is_symlink():
+        target = str(directory.resolve())
+        return failed(
+            name, subject, f"it is a symbolic link to {target}", f"set queue_dir to {target} itself"
+        )
     if not directory.is_dir():
         return failed(
             name, subject, "it is not a directory", "move it away, or set queue_dir to another place"
@@ -130,7 +136,7 @@ def _used(directory: Path) -> int:
         return 0
 
 
-def _queue(directory: Path) -> Iterator[Finding]:
+def _queue(directory: Path, server: str) -> Iterator[Finding]:
     """Yield what the queue itself says, if there is one that we may read."""
     name, subject = "queue", str(directory)
     if not os.access(directory / "cache.db", os.R_OK):
@@ -138,7 +144,8 @@ def _queue(directory: Path) -> Iterator[Finding]:
     try:
         with closing(DiskReader(directory)) as reader:
             books = reader.books()
-    except QueueError as error:
+            refuse_other_server(directory, reader.server(), server, books)
+    except (QueueError, UsageError) as error:
         yield failed(name, subject, error.reason, error.hint or "agent queue verify")
         return
     held = "" if holder(directory) is None else "; a daemon has it open"

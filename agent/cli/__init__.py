@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build([command] if command else []).parse_args(words)
     try:
         code: int = args.run(args)
-        sys.stdout.flush()  # here, where a reader that went away can be dealt with
+        # Here, where a reader that went away can be dealt with; standard output may be closed.
+        print(end="", flush=True)
     except AgentError as error:
         print(f"agent {args.command}: {error}", file=sys.stderr)
         return error.exit_code

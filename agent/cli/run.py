@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until a signal comes."""
+    _keep_standard_streams()
     from agent.settings_child import SettingsChild
 
     child = SettingsChild(args.config)
@@ -41,3 +42,12 @@ def run(args: argparse.Namespace) -> int:
     settings = child.settings()
     logs.configure(settings.log_level, settings.log_format)
     return Service(settings, SystemClock(), config=args.config).run()
+
+
+def _keep_standard_streams() -> None:
+    """See that 0, 1 and 2 are open, so that no file of the queue gets such a number and stray output."""
+    import os
+
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)

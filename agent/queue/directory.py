@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ from agent.queue.raw import sync_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_NO_ROOM = "make room on the disk"
+_OURS = ("cache.db", "ballast", "lock")
 
 
 def prepare_directory(directory: Path) -> None:
@@ -23,28 +28,45 @@ def prepare_directory(directory: Path) -> None:
     if "$" in subject or not directory.is_absolute():
         # diskcache expands variables and `~` in the path that it is given.
         raise QueueError("use the queue directory", subject, "the path must be absolute and hold no `$`")
+    if directory.is_symlink():
+        # Whoever may change the link could have us write elsewhere.
+        target = directory.resolve()
+        raise QueueError(
+            "use the queue directory",
+            subject,
+            f"it is a symbolic link to {target}",
+            f"set queue_dir to {target} itself",
+        )
     try:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
             sync_directory(made.parent)
         status = directory.stat()
-    except FileExistsError as error:
-        raise QueueError("use the queue directory", subject, "it is not a directory") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise QueueError(
+            "use the queue directory",
+            subject,
+            "it is not a directory, or lies below a file",
+            "move that file away, or set queue_dir to another place",
+        ) from error
     except OSError as error:
         raise QueueError(
             "make the queue directory",
             subject,
             reason_of(error),
-            "set queue_dir to a directory that you may write",
+            "make room on it"
+            if error.errno == errno.ENOSPC
+            else "set queue_dir to a directory that you may write",
         ) from error
-    if status.st_uid != os.geteuid():
-        raise QueueError(
-            "use the queue directory",
-            subject,
-            f"it belongs to user {status.st_uid}, and this is user {os.geteuid()}",
-            f"chown -R {os.geteuid()} {subject}",
-        )
+    _check(directory, status)
+
+
+def _check(directory: Path, status: os.stat_result) -> None:
+    """See that a directory is ours alone, that it can be written, and that the files in it are ours."""
+    subject, uid = str(directory), os.geteuid()
+    if status.st_uid != uid:
+        raise _owned_by_other(directory, directory, status.st_uid)
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise QueueError(
             "use the queue directory",
@@ -52,3 +74,23 @@ def prepare_directory(directory: Path) -> None:
             "others may look into it or write there",
             f"chmod 700 {subject}",
         )
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            reason, hint = "its file system is read-only", "mount it for writing again"
+        else:
+            reason, hint = "it may not be written", f"chmod 700 {subject}"
+        raise QueueError("use the queue directory", subject, reason, hint)
+    for file in directory.iterdir():
+        if file.name.startswith(_OURS) and file.lstat().st_uid != uid:
+            # Another user's daemon wrote it, and this one could not.
+            raise _owned_by_other(directory, file, file.lstat().st_uid)
+
+
+def _owned_by_other(directory: Path, path: Path, owner: int) -> QueueError:
+    uid = os.geteuid()
+    return QueueError(
+        "use the queue directory",
+        str(path),
+        f"it belongs to user {owner}, and this is user {uid}",
+        f"run this as user {owner}, or `chown -R {uid} {directory}` if the queue is to be this user's",
+    )

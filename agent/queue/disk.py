@@ -19,10 +19,11 @@ import msgspec
 
 from agent import chunk
 from agent.clock import Clock, SystemClock
-from agent.errors import QueueError, QueueFullError, UsageError
+from agent.errors import QueueError, QueueFullError
 from agent.queue import Books, Change, Checkpoint, DeadLetter, check, look, replace_books
 from agent.queue.backfill import Backfill
 from agent.queue.ballast import Ballast
+from agent.queue.destination import refuse_other_server
 from agent.queue.directory import prepare_directory
 from agent.queue.fault import fault
 from agent.queue.losses import Losses
@@ -430,13 +431,7 @@ class DiskQueue:
         look.refuse_newer(self._directory, meta.format)
         if server and meta.server and meta.server != server:
             books = self._try(partial(record, key=BOOKS, kind=Books), cache)
-            if books is not None and books.pending:
-                raise UsageError(
-                    "use the queue",
-                    str(self._directory),
-                    f"its events are meant for {meta.server}, but the settings say {server}",
-                    "flush it with the old settings first, or choose another queue_dir",
-                )
+            refuse_other_server(self._directory, meta.server, server, books or Books())
         wanted = Meta(FORMAT, server or meta.server)
         if known != wanted:
             self._try(lambda cache: cache.set(META, seal(META, wanted)), cache)

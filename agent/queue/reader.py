@@ -40,6 +40,11 @@ class DiskReader:
             self._db.close()
             raise
 
+    def server(self) -> str:
+        """Return the server that the events are meant for; empty when the queue does not know."""
+        meta = self._record(META, Meta)
+        return meta.server if meta else ""
+
     def books(self) -> Books:
         """Return the books as of the last commit."""
         return self._record(BOOKS, Books) or Books()

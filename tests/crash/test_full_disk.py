@@ -357,3 +357,29 @@ def test_a_producer_that_waits_for_its_ack_is_told_why_it_takes_so_long(product:
     product.disk.relieve()
     line.acked(10)
     line.close()
+
+
+# -- a disk that is mounted read-only ------------------------------------------------------
+
+
+@needs_small_disk
+def test_a_read_only_disk_is_refused_and_works_again_when_it_can_be_written(product: Confined) -> None:
+    product.set(shutdown_timeout="0.1")
+    product.start_daemon()
+    load = Load(product.socket, "a")
+    load.go_on()
+    load.finish()
+    product.stop_daemon()
+    product.start_emulator()
+    product.disk.remount("ro")
+
+    for command in ("run", "flush"):
+        done = product.run(command)
+        assert done.returncode == 1
+        assert "read-only" in done.stderr
+        assert "mount it for writing again" in done.stderr
+    assert product.pending() == len(load.acked)
+    assert product.run("queue", "verify").returncode == 0
+    product.disk.remount("rw")
+
+    product.assert_all_accounted([load])

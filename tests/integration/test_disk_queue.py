@@ -17,13 +17,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diskcache
 import msgspec
 import pytest
 from support.queues import buried, chunk_of, chunks, counts, delivered, names, pending
+from support.user import NOBODY, unprivileged
 
 from agent import lock
 from agent.chunk import DamagedChunkError, NewerChunkError
@@ -35,7 +38,6 @@ from agent.queue.reader import DiskReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DATABASE_FILES = {"cache.db", "cache.db-wal", "cache.db-shm"}
 PATIENCE = 20.0
@@ -391,8 +393,63 @@ def test_a_directory_of_somebody_else_is_refused(directory: Path, monkeypatch: p
     with pytest.raises(QueueError, match=f"belongs to user {me}") as caught:
         DiskQueue(directory)
 
-    assert caught.value.hint == f"chown -R {me + 1} {directory}"
+    assert f"run this as user {me}" in caught.value.hint
+    assert f"chown -R {me + 1} {directory}" in caught.value.hint
     assert list(directory.iterdir()) == []
+
+
+def test_a_file_of_somebody_else_in_the_directory_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DiskQueue(directory).close()
+    me, lstat = os.geteuid(), type(directory).lstat
+
+    def owned(path: Path) -> os.stat_result:
+        status = list(lstat(path))
+        status[stat.ST_UID] = me + (path.name == "cache.db")
+        return os.stat_result(status)
+
+    monkeypatch.setattr(type(directory), "lstat", owned)
+
+    with pytest.raises(QueueError, match=f"belongs to user {me + 1}") as caught:
+        DiskQueue(directory)
+
+    assert caught.value.subject == str(directory / "cache.db")
+
+
+def test_what_others_own_beside_the_queue_is_their_affair(directory: Path) -> None:
+    """A volume that is mounted here has its `lost+found`, which is root's."""
+    directory.mkdir(mode=0o700)
+    (directory / "lost+found").mkdir()
+    if os.geteuid() == 0:
+        os.chown(directory / "lost+found", 12345, 12345)
+
+    DiskQueue(directory).close()
+
+
+def test_a_symbolic_link_in_the_place_of_the_directory_is_refused(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    directory.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(QueueError, match="symbolic link") as caught:
+        DiskQueue(directory)
+
+    assert caught.value.hint == f"set queue_dir to {tmp_path / 'elsewhere'} itself"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_directory_that_may_not_be_written_is_refused() -> None:
+    place = Path(tempfile.mkdtemp())  # where nobody may come, too
+    try:
+        place.chmod(0o500)
+        if os.geteuid() == 0:
+            os.chown(place, NOBODY, NOBODY)
+        with unprivileged(), pytest.raises(QueueError, match="may not be written") as caught:
+            DiskQueue(place)
+    finally:
+        place.rmdir()
+
+    assert caught.value.hint == f"chmod 700 {place}"
 
 
 @pytest.mark.parametrize("open_for", [0o750, 0o705, 0o710, 0o777])

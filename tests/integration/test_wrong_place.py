@@ -1,0 +1,90 @@
+"""A queue that was filled for one server is not sent to another, whoever is asked to send it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from support.load import Load, assert_all_accounted
+from support.processes import Line
+from support.trials import STRANGER
+
+if TYPE_CHECKING:
+    from support.processes import Product
+
+OTHER = "https://polar.example.com"
+
+
+@pytest.fixture
+def filled(product: Product) -> Load:
+    """A queue with events for the emulator's address."""
+    product.set(shutdown_timeout="0.1")
+    product.start_daemon()
+    load = Load(product.socket, "a")
+    load.go_on()
+    load.finish()
+    product.stop_daemon()
+    return load
+
+
+@pytest.mark.parametrize("command", [("run",), ("flush",)])
+def test_pending_events_for_another_server_are_refused_and_stay(
+    product: Product, filled: Load, command: tuple[str]
+) -> None:
+    product.start_emulator()
+    before = product.status()
+    product.set(base_url=OTHER)
+
+    done = product.run(*command)
+
+    assert done.returncode == 2
+    assert f"meant for {product.url}, but the settings say {OTHER}" in done.stderr
+    assert f"it holds {len(filled.written)} pending events" in done.stderr
+    assert "flush it with the old settings first, or choose another queue_dir" in done.stderr
+    assert product.status()["ledger"] == before["ledger"]
+    product.set(base_url=product.url)
+    assert product.run("flush").returncode == 0
+    assert_all_accounted([filled], list(product.stored()), product.status())
+
+
+def test_dead_letters_of_another_server_are_refused_too(product: Product) -> None:
+    product.start_emulator()
+    product.start_daemon()
+    line = Line(product.socket)
+    line.send({"name": "usage", "customer_id": STRANGER})
+    line.acked(1)
+    line.close()
+    assert product.run("flush").returncode == 0
+    product.stop_daemon()
+    product.set(base_url=OTHER)
+
+    refused = product.run("dead", "retry", "--all")
+
+    assert refused.returncode == 2
+    assert "it holds 1 dead letters" in refused.stderr
+    assert "export and purge its dead letters" in refused.stderr
+    assert product.run("run").returncode == 2
+
+
+def test_a_queue_that_holds_nothing_may_go_to_another_server(product: Product, filled: Load) -> None:
+    del filled
+    product.start_emulator()
+    assert product.run("flush").returncode == 0
+    product.set(base_url=OTHER)
+
+    product.start_daemon()
+
+    assert product.stop_daemon() == 0
+
+
+def test_agent_check_tells_that_the_events_are_meant_for_another_server(
+    product: Product, filled: Load
+) -> None:
+    del filled
+    product.set(base_url=OTHER)
+
+    done = product.run("check", "--offline", "--json")
+
+    assert done.returncode == 1
+    assert f"meant for {product.url}" in json.dumps(json.loads(done.stdout))
