@@ -152,6 +152,13 @@ def test_a_repeat_is_counted_and_not_stored(desk: Desk) -> None:
     assert desk.queue.books().repeated == 3
 
 
+def test_repeats_alone_are_counted_too(desk: Desk) -> None:
+    desk.append(repeated=2)
+    desk.writer.step()
+
+    assert counts(desk.queue.books()) == {"accepted": 2, "duplicates": 2}
+
+
 def test_a_repeat_is_not_acknowledged_before_its_first_is_durable(desk: Desk) -> None:
     """Whatever the disk refuses meanwhile: what came later stays behind it."""
     desk.append("a")
