@@ -38,7 +38,7 @@ types: $(READY) ## check types
 soak: $(READY) ## kill everything at random until something is lost: ten minutes, or ARGS='--minutes 60'
 	@PYTHONPATH=tests $(BIN)/python tests/crash/soak.py $(ARGS)
 
-bench: $(READY) ## measure the daemon; options in ARGS, such as ARGS='--events 1000000'
+bench: $(READY) ## measure the daemon beside its peers; options in ARGS, such as ARGS=--full
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lock: ## bring the locked versions up to date (needs uv)

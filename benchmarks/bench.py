@@ -1,6 +1,6 @@
-"""Measures the daemon as a whole: socket → fsync → ack → HTTP, beside Fluent Bit if it is here.
+"""Measures the daemon as a whole: socket → fsync → ack → HTTP, beside its peers that are here.
 
-    python benchmarks/bench.py [--events 1000000] [--repeat 3] [--backlog 1000000] [--json FILE]
+    python benchmarks/bench.py [--full] [--write] [--json FILE]
 
 The daemon, the load and the sink are processes of their own; the queue is on a real disk.
 CPU and memory are the daemon's alone. The load is written as fast as it is taken; delivery
@@ -23,8 +23,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from targets import HERE, Agent, FluentBit, Sink, Target, wait_until
+import baseline
+import report
+import slowdisk
+from targets import HERE, Agent, FluentBit, Sink, SyslogNg, Target, wait_until
+
+from agent import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 IDLE_SECONDS = 10
 FAST_FLUSH = 0.2
@@ -129,7 +138,7 @@ def idle(target: Target) -> dict:
     cpu, began = target.fine_cpu(), time.monotonic()
     time.sleep(IDLE_SECONDS)
     share = (target.fine_cpu() - cpu) / (time.monotonic() - began)
-    return {"idle_mib": target.memory("VmRSS"), "idle_cpu_percent": share * 100}
+    return {"idle_mib": target.memory("VmRSS"), "idle_cpu_percent": max(0.0, share * 100)}
 
 
 def start_up(args: argparse.Namespace) -> float:
@@ -165,6 +174,7 @@ def backlog(args: argparse.Namespace) -> dict:
         agent.stop()
         result = {"events": args.backlog, "fill_events_per_second": report["events_per_second"]}
         result |= {"fill_cpu_seconds_per_million": filling, "restart_to_first_ack_ms": timed_start(agent)}
+        before = directory_mib(agent)
         cpu, began = agent.cpu(), time.monotonic()
         agent.sink.hold(on=False)
         wait_until(lambda: agent.sink.stats()["events"] >= args.backlog + 1, 3600, "the backlog is drained")
@@ -173,7 +183,84 @@ def backlog(args: argparse.Namespace) -> dict:
             "drain_events_per_second": args.backlog / seconds,
             "drain_cpu_seconds_per_million": (agent.cpu() - cpu) / args.backlog * 1e6,
             "drain_peak_mib": agent.memory("VmHWM"),
+            "queue_mib_before": before,
+            "queue_mib_after": directory_mib(agent) if settled(agent) else None,
         }
+
+
+def directory_mib(agent: Agent) -> float:
+    """Return how much of the disk the queue takes."""
+    files = (agent.directory / "queue").iterdir()
+    return sum(file.stat().st_blocks * 512 for file in files) / (1 << 20)
+
+
+def growth(args: argparse.Namespace, backlogs: list[int]) -> list[dict]:
+    """What an event costs when so many wait: the queue grows while the server is away."""
+    rows, held, sample = [], 0, 100_000
+    with running(Agent, args) as agent:
+        load(agent, "--events", 20_000)
+        agent.sink.hold(on=True)
+        for backlog in backlogs:
+            if backlog > held:
+                load(agent, "--events", backlog - held)
+                held = backlog
+            cpu = agent.cpu()
+            for _ in range(3):
+                load(agent, "--events", sample)
+            held += 3 * sample
+            rows.append(
+                {"backlog": f"{backlog:,}", "CPU-s_per_million": (agent.cpu() - cpu) / 3 / sample * 1e6}
+            )
+    return rows
+
+
+def producers(args: argparse.Namespace) -> list[dict]:
+    """Throughput by number of producers."""
+    rows = []
+    for count in (1, 10, 200, 1000):
+        with running(Agent, args, flush=FAST_FLUSH) as agent:
+            few = argparse.Namespace(**{**vars(args), "producers": count, "events": args.part})
+            rows.append({"producers": count} | of_throughput(throughput(agent, few)))
+            settled(agent)
+    return rows
+
+
+def inputs(args: argparse.Namespace) -> list[dict]:
+    """Throughput by what the events are."""
+    rows = []
+    kinds = {"usual": (0, 0), "1 % bad lines": (0, 0.01), "30 % with _llm": (0.3, 0), "both": (0.3, 0.01)}
+    for name, (llm, bad) in kinds.items():
+        with running(Agent, args, flush=FAST_FLUSH) as agent:
+            mixed = argparse.Namespace(**{**vars(args), "llm": llm, "bad": bad, "events": args.part})
+            rows.append({"input": name} | of_throughput(throughput(agent, mixed)))
+            settled(agent)
+    return rows
+
+
+def slow_disk(args: argparse.Namespace) -> list[dict]:
+    """Throughput and latency where each fsync takes longer."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        library = slowdisk.build(Path(directory))
+        if library is None:
+            return []
+        for more in (0, 2, 10):
+            slow = slowdisk.environment(library, more)
+            with running(Agent, args, flush=FAST_FLUSH, environment=slow) as agent:
+                few = argparse.Namespace(**{**vars(args), "events": args.part})
+                row = {"fsync takes": f"+{more} ms"} | of_throughput(throughput(agent, few))
+                one = load(agent, "--latency", "--events", 300)
+                rows.append(row | {"one_event_p50_ms": one["p50_ms"], "one_event_p99_ms": one["p99_ms"]})
+    return rows
+
+
+def of_throughput(figures: dict) -> dict:
+    """Return the figures that are compared."""
+    return {
+        "events/s_delivered": figures["events_per_second_delivered"],
+        "CPU-s_per_million": figures["cpu_seconds_per_million"],
+        "peak_MiB": figures["peak_mib"],
+    }
 
 
 def settled(agent: Agent) -> dict:
@@ -244,17 +331,8 @@ def profile(args: argparse.Namespace) -> None:
     print("For exact shares: py-spy record --native --threads -p PID, on a daemon without the profiler.")
 
 
-def show(title: str, figures: dict) -> None:
-    print(f"\n{title}")
-    for key, value in figures.items():
-        if value is not None:
-            number = isinstance(value, int | float)
-            shown = f"{value:,.3g}" if number and value < 1000 else f"{value:,.0f}" if number else value
-            print(f"  {key.replace('_', ' '):34} {shown:>12}")
-
-
-def compare(kinds: list[type[Target]], args: argparse.Namespace) -> dict:
-    """Measure throughput of each in turn, several times; return the medians."""
+def compare(kinds: list[type[Target]], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Measure throughput of each in turn, several times; return the medians, and the ratios pair by pair."""
     runs: dict[str, list[dict]] = {kind.name: [] for kind in kinds}
     for _ in range(args.repeat):
         for kind in kinds:
@@ -262,39 +340,67 @@ def compare(kinds: list[type[Target]], args: argparse.Namespace) -> dict:
                 runs[kind.name].append(throughput(target, args))
                 if isinstance(target, Agent):
                     settled(target)
-    results = {name: {"throughput": median(run)} for name, run in runs.items()}
-    for name, result in results.items():
-        show(f"{name}: {args.events:,} events, {args.producers} producer(s)", result["throughput"])
-    return results
+    rows = [{"daemon": name} | of_throughput(median(run)) for name, run in runs.items()]
+    return rows, ratios(runs, of_throughput)
 
 
-def small(kind: type[Target], args: argparse.Namespace) -> dict:
-    """Measure what is not throughput."""
-    with running(kind, args) as target:
-        result = {"idle": idle(target)}
-        if isinstance(target, Agent):
-            result["latency"] = latency(target)
-    with running(kind, args) as target:
-        result["trickle"] = trickle(target, args)
-    if kind is Agent:
-        result["start"] = {"first_ack_ms": statistics.median(start_up(args) for _ in range(5))}
-    for part, figures in result.items():
-        show(f"{kind.name}: {part}", figures)
-    return result
+def ratios(runs: dict[str, list[dict]], figures: Callable[[dict], dict]) -> list[dict]:
+    """Return what the agent's figures are in units of each peer's; the median of the pairs."""
+    ours = runs[Agent.name]
+    rows = []
+    for name, theirs in runs.items():
+        if name != Agent.name:
+            pairs = [(figures(one), figures(other)) for one, other in zip(ours, theirs, strict=True)]
+            ratio = {
+                key: statistics.median(one[key] / other[key] for one, other in pairs) for key in pairs[0][0]
+            }
+            rows.append({"agent ÷": name} | {key: round(value, 2) for key, value in ratio.items()})
+    return rows
 
 
-def ratio(ours: dict, theirs: dict) -> dict:
-    keys = ("events_per_second_delivered", "cpu_seconds_per_million", "peak_mib")
-    return {key: ours["throughput"][key] / theirs["throughput"][key] for key in keys}
+def small_writes(kinds: list[type[Target]], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Measure single-event writes at a steady rate, in turn."""
+    runs: dict[str, list[dict]] = {kind.name: [] for kind in kinds}
+    for _ in range(args.repeat):
+        for kind in kinds:
+            with running(kind, args) as target:
+                runs[kind.name].append(trickle(target, args))
+
+    def figures(run: dict) -> dict:
+        return {"CPU-s_per_million": run["cpu_seconds_per_million"]}
+
+    rows = [
+        {"daemon": name, "rate": median(run)["rate"]} | figures(median(run)) for name, run in runs.items()
+    ]
+    return rows, ratios(runs, figures)
+
+
+def quiet(kinds: list[type[Target]], args: argparse.Namespace) -> list[dict]:
+    """Measure what is neither throughput nor load."""
+    rows = []
+    for kind in kinds:
+        with running(kind, args) as target:
+            rows.append({"daemon": kind.name} | idle(target))
+            if isinstance(target, Agent):
+                rows[-1] |= latency(target)
+                rows[-1]["start_to_first_ack_ms"] = statistics.median(start_up(args) for _ in range(5))
+    return rows
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--full", action="store_true", help="with 10 million events, and a backlog of as many"
+    )
+    parser.add_argument("--only-throughput", action="store_true", help="only that, beside the peers")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--store", action="store_true", help="make the figures those of the last release")
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--part", type=int, default=300_000, help="events of each lesser measurement")
     parser.add_argument("--producers", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=3, help="how often throughput is measured (default: 3)")
+    parser.add_argument("--repeat", type=int, default=3, help="how often daemons are compared (default: 3)")
     parser.add_argument("--rate", type=float, default=5000, help="for single-event writes (default: 5000/s)")
     parser.add_argument("--rate-seconds", type=float, default=10)
     parser.add_argument("--llm", type=float, default=0.0, metavar="SHARE", help="share of _llm events")
@@ -302,14 +408,69 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency-ms", type=float, default=0.0, help="of the sink")
     parser.add_argument("--max-batch-events", type=int, help="of the agent (default: its own)")
     parser.add_argument("--max-in-flight", type=int, help="of the agent (default: its own)")
-    parser.add_argument(
-        "--backlog", type=int, default=0, help="also fill and drain a backlog of so many events"
-    )
-    parser.add_argument("--only-throughput", action="store_true")
     parser.add_argument("--profile", action="store_true", help="profile the agent instead of measuring it")
     parser.add_argument("--dir", default=QUEUES, help=f"where the queue is; a real disk (default: {QUEUES})")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
+    """Yield title, name of the left column and rows of each measurement."""
+    kinds: list[type[Target]] = [Agent, *(kind for kind in (FluentBit, SyslogNg) if kind.found())]
+    rows, ratio = compare(kinds, args)
+    yield f"{args.events:,} events from {args.producers} producer(s)", "daemon", rows
+    if ratio:
+        yield "The same, compared", "agent ÷", ratio
+    if args.only_throughput:
+        return
+    if args.full:
+        many = argparse.Namespace(**{**vars(args), "events": 10_000_000, "repeat": 1})
+        yield "10 million events", "daemon", compare([Agent, *kinds[1:2]], many)[0]
+    rows, ratio = small_writes(kinds, args)
+    yield f"{args.rate:,.0f} events a second, one each write, 10 producers", "daemon", rows
+    if ratio:
+        yield "The same, compared ", "agent ÷", ratio
+    yield "Nothing to do, and single events that wait for their durable ack", "daemon", quiet(kinds, args)
+    yield "Number of producers", "producers", producers(args)
+    yield "What is sent", "input", inputs(args)
+    if rows := slow_disk(args):
+        yield "A slow disk", "fsync takes", rows
+    sizes = [1000, 100_000, 1_000_000, 10_000_000]
+    yield "Taking an event with a backlog", "backlog", growth(args, sizes[: 4 if args.full else 2])
+    size = 10_000_000 if args.full else args.part
+    filled = backlog(argparse.Namespace(**{**vars(args), "backlog": size}))
+    rows = [{"what": key.replace("_", " "), "value": value} for key, value in filled.items()]
+    yield "Filling and draining a backlog", "what", rows
+
+
+def watched(results: dict[str, list[dict]]) -> dict[str, float]:
+    """Return the figures that must not grow."""
+    figures = {}
+    for title, rows in results.items():
+        for row in rows:
+            name = str(next(iter(row.values())))
+            if (
+                "CPU-s_per_million" in row
+                and name not in (FluentBit.name, SyslogNg.name)
+                and "compared" not in title
+            ):
+                figures[f"{title}: {name}"] = row["CPU-s_per_million"]
+    return figures
+
+
+def judge(args: argparse.Namespace, calibration: float, figures: dict[str, float]) -> int:
+    """Compare with the last release, or store the figures as those of one; return the exit code."""
+    if args.store:
+        baseline.store(__version__, calibration, figures)
+        return 0
+    rows = baseline.compare(calibration, figures)
+    for name, then, now, worse in rows:
+        verdict = "TOO MUCH" if worse else "fine"
+        print(f"{name:70} {then:6.2f} CPU-s per million at the last release, now {now:6.2f}: {verdict}")
+    if any(worse for *_, worse in rows):
+        print("CPU per event has grown by more than 20 % since the last release")
+        return 1
+    return 0
 
 
 def main() -> int:
@@ -317,26 +478,23 @@ def main() -> int:
     if args.profile:
         profile(args)
         return 0
-    results: dict = {"machine": machine(args.dir)}
-    show("machine", results["machine"])
-    if results["machine"]["filesystem"] == "tmpfs":
+    here, load_before = machine(args.dir), os.getloadavg()[0]
+    if here["filesystem"] == "tmpfs":
         print(f"{args.dir} is in memory: syncing costs nothing there; choose another with --dir")
-    kinds: list[type[Target]] = [Agent, FluentBit] if FluentBit.found() else [Agent]
-    results |= compare(kinds, args)
-    if not args.only_throughput:
-        for kind in kinds:
-            results[kind.name] |= small(kind, args)
-    if args.backlog:
-        results["agent"]["backlog"] = backlog(args)
-        show("agent: backlog", results["agent"]["backlog"])
-    if FluentBit.found():
-        results["ratio"] = ratio(results["agent"], results["fluent-bit"])
-        show("agent ÷ fluent-bit", results["ratio"])
-    else:
-        print("\nfluent-bit is not installed here: no comparison")
+    results: dict[str, list[dict]] = {}
+    parts, calibrations = [], [baseline.calibrate()]
+    for title, first, rows in measure(args):
+        print(f"\n{title}\n{report.table(rows, first)}", flush=True)
+        parts.append((title.strip(), first, rows))
+        results[title] = rows
+        calibrations.append(baseline.calibrate())
+    here["load"] = f"{load_before:.1f}, {os.getloadavg()[0]:.1f}"
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
-    return 0
+        Path(args.json).write_text(json.dumps({"machine": here} | results, indent=2) + "\n")
+    if args.write:
+        report.write(here, " ".join(sys.argv[1:]), parts)
+    print()
+    return judge(args, statistics.median(calibrations), watched(results))
 
 
 if __name__ == "__main__":

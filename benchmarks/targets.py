@@ -127,6 +127,7 @@ class Agent(Target):
     Args:
         settings: further `POLAR_AGENT_…` variables, without the prefix.
         profile: a directory for profiles, to run under the profiler.
+        environment: other variables.
     """
 
     name = "agent"
@@ -136,12 +137,15 @@ class Agent(Target):
         directory: Path,
         sink: Sink,
         flush: float | None = None,
+        *,
         settings: dict[str, str] | None = None,
         profile: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         super().__init__(directory, sink, flush)
         self.settings = settings or {}
         self.profile = profile
+        self.more_environment = environment or {}
 
     def environment(self) -> dict[str, str]:
         ours = {
@@ -163,7 +167,7 @@ class Agent(Target):
         words = [sys.executable, "-m", "agent", "run"]
         if self.profile is not None:
             words = [sys.executable, str(HERE / "profiled.py"), str(self.profile), "run"]
-        return words, self.environment()
+        return words, self.environment() | self.more_environment
 
     def status(self) -> dict:
         words = [sys.executable, "-m", "agent", "status", "--json"]
@@ -215,3 +219,43 @@ class FluentBit(Target):
 """
         )
         return [self.found(), "-c", str(config)], dict(os.environ)
+
+
+class SyslogNg(Target):
+    """syslog-ng with its reliable disk buffer, which it never syncs."""
+
+    name = "syslog-ng"
+    acknowledges = False
+
+    @staticmethod
+    def found() -> str | None:
+        return shutil.which("syslog-ng", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        config = self.directory / "syslog-ng.conf"
+        config.write_text(
+            f"""\
+@version: 3.38
+options {{ stats-freq(0); }};
+source s {{
+    unix-stream("{self.socket}" flags(no-parse) max-connections(1100)
+        log-iw-size(110000) log-fetch-limit(1000));
+}};
+destination d {{
+    http(
+        url("{self.sink.url}/v1/events/ingest") method("POST") headers("Content-Type: application/json")
+        body("$MSG") body-prefix("[") delimiter(",") body-suffix("]")
+        batch-lines(1000) batch-timeout({int((self.flush or 1) * 1000)}) workers(4) persist-name("d")
+        disk-buffer(reliable(yes) disk-buf-size(8589934592) mem-buf-size(33554432) dir("{self.directory}"))
+    );
+}};
+log {{ source(s); destination(d); flags(flow-control); }};
+"""
+        )
+        words = [self.found(), "--foreground", "--no-caps", "-f", str(config)]
+        words += [
+            option
+            for name in ("persist-file", "control", "pidfile")
+            for option in (f"--{name}", f"{self.directory}/{name}")
+        ]
+        return words, dict(os.environ)
