@@ -8,7 +8,12 @@ from agent.dead import revive
 from agent.queue import Change
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.pipeline import Pipeline
+    from agent.queue import Queue
+
+_AT_ONCE = 500
 
 
 def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
@@ -36,6 +41,28 @@ def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
         "retried": len(revival.change.revived),
         "refused": [{"id": number, "reason": reason} for number, reason in revival.refused],
     }
+
+
+def latest_dead(queue: Queue) -> Iterator[dict[str, Any]]:
+    """Yield dead letters, the newest first; without what the event holds.
+
+    Raises:
+        QueueError: the store cannot be read.
+    """
+    above = queue.books().next_dead
+    while above > 1:
+        below = max(1, above - _AT_ONCE)
+        for letter in reversed(list(queue.dead_letters(range(below, above)))):
+            yield {
+                "id": letter.id,
+                "name": letter.name,
+                "external_id": letter.external_id,
+                "status": letter.status,
+                "reason": letter.reason,
+                "attempts": letter.attempts,
+                "died_at": round(letter.died_at, 3),
+            }
+        above = below
 
 
 def purge_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:

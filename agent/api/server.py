@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.api.access import Access, Right
 from agent.api.ingest import Ingest
 from agent.api.operate import acting
+from agent.api.page import page
 from agent.api.readback import ReadBack
 from agent.api.routes import Route, Routes
 from agent.collector.peers import AllowList, Door, Peer, can_tell, peer_of
 from agent.httpd.lanes import Lane
 from agent.httpd.message import Response, as_json
 from agent.httpd.server import Listener, Server
-from agent.operations import purge_dead, retry_dead
+from agent.operations import latest_dead, purge_dead, retry_dead
 from agent.polar_json import MAX_BODY
 from agent.prometheus import CONTENT_TYPE
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _MAX_OPERATION = 64 << 20  # mended dead letters, all at once
 _MAX_FLUSH_SECONDS = 3600.0
+_MOST_DEAD = 50
 
 
 class Daemon(Protocol):
@@ -148,6 +151,8 @@ class Api:
             Route("GET", "/healthz", Right.HEALTH, _state(daemon.sick, "live"), quick),
             Route("GET", "/readyz", Right.HEALTH, _state(daemon.unready, "ready"), quick),
             Route("GET", "/status", Right.USE, acting(lambda _query, _body: daemon.status()), quick),
+            Route("GET", "/", Right.USE, lambda _request, reply: reply(page()), quick),
+            Route("GET", "/dead", Right.OPERATE, acting(self._dead), work),
             Route("GET", "/overview", Right.USE, acting(self._overview), quick),
             Route("GET", "/metrics", Right.USE, self._metrics, quick),
             Route("POST", "/v1/events/ingest", Right.USE, ingest, take, MAX_BODY),
@@ -170,6 +175,11 @@ class Api:
         """Return everything."""
         del body
         return self._daemon.overview(history=query.get("history") == "1")
+
+    def _dead(self, query: dict[str, str], body: Any) -> dict[str, Any]:
+        """Return the latest dead letters."""
+        del query, body
+        return {"items": list(islice(latest_dead(self._daemon.pipeline.queue), _MOST_DEAD))}
 
     def _metrics(self, request: Request, reply: Reply) -> None:
         """Answer with the metrics."""
