@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from agent.refusal import Refusal
 
-_REFUSALS_AT_ONCE = 3
+REFUSALS_AT_ONCE = 3
 _REFUSALS_KEPT = 50
 
 
@@ -139,7 +139,7 @@ class Meters:
     def refuse(self, source: str, refusals: Iterable[Refusal], at: float) -> None:
         """Note refusals; of many at once only the first few."""
         for number, why in enumerate(refusals):
-            if number == _REFUSALS_AT_ONCE:
+            if number == REFUSALS_AT_ONCE:
                 return
             self._note(RecentRefusal(at, source, why.type, why.loc, why.msg))
 

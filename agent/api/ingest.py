@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent.httpd.message import JSON, Response, as_json, refusal
+from agent.meters import REFUSALS_AT_ONCE
 from agent.polar_json import event_lines
 from agent.refusal import Refusal, too_long
 from agent.writer import Append
@@ -137,7 +138,8 @@ class Ingest:
             return _unprocessable(error.error, error.detail)
         except ValidationError as error:
             detail = ingest_body.schema_errors(error, value)
-            self._count(detail, now)
+            if isinstance(value, dict) and isinstance(value.get("events"), list):
+                self._count(detail, ingest_body.event_texts(body, value), now)
             return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
         except BodyError as error:
             detail = [{"type": "json_invalid", "loc": ["body"], "msg": str(error), "input": {}}]
@@ -152,7 +154,7 @@ class Ingest:
                 detail.append(_finding(index, why, value))
         if not detail:
             return lines, self._checker.check([b"".join(line + b"\n" for line in lines)], now)
-        self._count(detail, now)
+        self._count(detail, lines, now)
         return _unprocessable(ingest_body.SECOND_STAGE_ERROR, detail)
 
     def _why(self, line: bytes, now: float) -> Refusal | None:
@@ -162,16 +164,19 @@ class Ingest:
         refused = self._checker.check([line + b"\n"], now).fates[0].refused
         return refused[0][1] if refused else None
 
-    def _count(self, detail: list[dict[str, Any]], now: float) -> None:
-        """Have refused events counted and noted; nobody waits for that."""
-        first: dict[int, Refusal] = {}
-        for entry in detail:
-            loc = entry["loc"]
-            if len(loc) > 2 and type(loc[2]) is int:
-                first.setdefault(loc[2], Refusal(entry["type"], tuple(loc[3:]), entry["msg"]))
-        if first:
-            self._meters.refuse("api", first.values(), now)
-            self._write(Append([], [], refused=len(first), dropped=0, done=lambda _: None, patient=True))
+    def _count(self, detail: list[dict[str, Any]], lines: Sequence[str | bytes], now: float) -> None:
+        """Have refused events counted, and some noted in the words of the socket; nobody waits for that."""
+        places = [entry["loc"][2] for entry in detail if len(entry["loc"]) > 2]
+        indexes = list(dict.fromkeys(place for place in places if type(place) is int))
+        if not indexes:
+            return
+        some = [lines[index] for index in indexes[:REFUSALS_AT_ONCE]]
+        reasons = [
+            self._why(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass"), now)
+            for line in some
+        ]
+        self._meters.refuse("api", (why for why in reasons if why is not None), now)
+        self._write(Append([], [], refused=len(indexes), dropped=0, done=lambda _: None, patient=True))
 
 
 def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
