@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 _FIRST_DELAY = 0.5
 _LONGEST_RETRY_AFTER = 3600.0
 _HOLD_SECONDS = 15.0
-_LOWEST_SHARE = 0.05
+_LEAST_PER_MINUTE = 1.0
+_NEAR = 0.9  # of the share that was too much; from there on it grows slowly, as others use the limit, too
+_QUICKLY, _SLOWLY = 1.02, 1.0015  # for each batch that passes
+_FEW = 10  # batches; when so few pass between two warnings, the rate is far off
 _ONE = 0.999  # of a request; whoever kept the wait to the last bit must not wait again for rounding
 
 
@@ -71,6 +74,8 @@ class Pace:
     throttled: bool = False
     held: bool = False
     _share: float = 1.0
+    _too_much: float = 1.0  # the share at which the limit was last used up
+    _passed: int = _FEW  # batches since then
     _tokens: float = 1.0
     _filled_at: float | None = None
 
@@ -105,7 +110,12 @@ class Pace:
         """The server took a batch."""
         self.failures = 0
         self.held = self.throttled = False
-        self._share = min(1.0, self._share * 1.02 + 0.001)
+        self._passed += 1
+        near = self._too_much * _NEAR
+        if self._share < near:
+            self._share = min(near, self._share * _QUICKLY)
+        else:
+            self._share = min(1.0, self._share * _SLOWLY)
 
     def failed(self, now: float, asked: float = 0.0) -> float:
         """The server or the way to it is in trouble; return the seconds to wait."""
@@ -117,7 +127,10 @@ class Pace:
     def too_fast(self, now: float, asked: float = 0.0) -> float:
         """The server's rate limit is used up; wait, and ask for less from now on."""
         if not self.throttled:
-            self._share = max(_LOWEST_SHARE, self._share / 2)
+            self._too_much = self._share
+            least = min(1.0, _LEAST_PER_MINUTE / self.requests_per_minute)
+            self._share = max(least, self._share / (2 if self._passed >= _FEW else 4))
+            self._passed = 0
         self.throttled = True
         delay = asked or max(1.0, backoff(self.failures + 2, self.backoff_max, self.chance))
         # Others wait for the same moment: come a little later, each by another bit.

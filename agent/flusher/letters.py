@@ -39,7 +39,8 @@ def _dead_letter(line: bytes, fault: Fault, batch: Batch, status: int, now: floa
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         named = _Named()
     return DeadLetter(
-        event=line.decode(),
+        # Our check lets no other bytes pass than UTF-8; should it ever, they are shown as `\\xff`.
+        event=line.decode(errors="backslashreplace"),
         external_id=named.external_id or "",
         name=named.name,
         status=status,

@@ -78,9 +78,9 @@ def clock(ahead: float, agent: int = 0) -> Play:
     return set_clock
 
 
-def stream(world: World, *, seconds: int = 60, count: int = 20, agent: int = 0) -> None:
+def stream(world: World, *, seconds: int = 60, count: int = 20, agent: int = 0, every: int = 1) -> None:
     """Let events come, some each second."""
-    for second in range(seconds):
+    for second in range(0, seconds, every):
         world.at(second, events(count, agent))
 
 
@@ -232,6 +232,60 @@ def _(world: World) -> None:
     world.make(200)
 
 
+def _long_id(seed: int) -> bytes:
+    """Return an id that does not fit into an index of the database: long, and hard to compress."""
+    return random.Random(seed).randbytes(2000).hex().encode()
+
+
+POISON = {
+    "NaN": b'"x":NaN',
+    "an infinite number": b'"x":Infinity',
+    "a number that overflows": b'"x":1e400',
+    "half a surrogate pair": b'"x":"\\ud800"',
+    "a NUL": b'"x":"\\u0000"',
+    "an integer without end": b'"x":' + b"9" * 5000,
+    "bytes that are no text": b'"x":"\xff\xfe"',
+    "a nest": b'"x":' + b"[" * 3000 + b"]" * 3000,
+    "an empty text": b'"x":""',
+}
+
+for _kind, _value in POISON.items():
+
+    @scenario(f"{_kind} passed our check")
+    def _(world: World, value: bytes = _value) -> None:
+        world.make(300)
+        world.smuggle(
+            b'{"name":"u","external_customer_id":"c","external_id":"p","metadata":{%b,"n":NUMBER}}' % value
+        )
+        world.make(300)
+        world.at(100, events(100))
+
+
+@scenario("ids that are too long for an index passed our check")
+def _(world: World) -> None:
+    for seed, key in enumerate((b"external_id", b"parent_id")):
+        world.make(200)
+        world.smuggle(
+            b'{"name":"u","external_customer_id":"c","%b":"%b","metadata":{"n":NUMBER}}'
+            % (key, _long_id(seed))
+        )
+    world.make(200)
+    world.smuggle(
+        b'{"name":"u","external_customer_id":"%b","external_id":"p","metadata":{"n":NUMBER}}' % _long_id(7)
+    )
+    world.at(100, events(100))
+
+
+@scenario("a moment before the first year passed our check")
+def _(world: World) -> None:
+    world.make(300)
+    world.smuggle(
+        b'{"name":"u","external_customer_id":"c","external_id":"p",'
+        b'"timestamp":"0001-01-01T00:00:00+14:00","metadata":{"n":NUMBER}}'
+    )
+    world.at(100, events(100))
+
+
 # -- size --------------------------------------------------------------------------------
 
 for _most in (1, 7, 300, 1500):
@@ -284,13 +338,13 @@ def _(world: World) -> None:
 @scenario("one agent within a small limit", settings={"requests_per_minute": 36})
 def _(world: World) -> None:
     world.faults(requests_per_minute=60)
-    stream(world, seconds=300, count=40)
+    stream(world, seconds=300, count=40, every=4)
 
 
 @scenario("one agent that believes in a limit ten times too high", settings={"requests_per_minute": 300})
 def _(world: World) -> None:
     world.faults(requests_per_minute=30, retry_after=None)
-    stream(world, seconds=120, count=200)
+    stream(world, seconds=120, count=100, every=3)
 
 
 # -- clocks ------------------------------------------------------------------------------
@@ -391,6 +445,40 @@ def test_everything_arrives_once_when(name: str, tmp_path: Path) -> None:
         world.check()
     finally:
         world.close()
+
+
+@pytest.mark.parametrize(
+    ("agents", "limit", "believed"),
+    [(3, 20, 12), (2, 10, 6), (1, 20, 300), (3, 20, 300)],
+    ids=["three", "two of a restricted one", "one that believes too much", "three that believe too much"],
+)
+def test_agents_of_one_organization_share_its_limit(
+    agents: int, limit: int, believed: int, tmp_path: Path
+) -> None:
+    """Each wants more than its part, always; in steady state nobody starves, and few requests are in vain."""
+    settings = {"requests_per_minute": believed, "flush_interval": 0.1}
+    world = World(tmp_path, agents, settings=settings)
+    oldest: list[float] = []
+
+    def look(world: World) -> None:
+        oldest.extend(agent.oldest_age for agent in world.all)
+
+    try:
+        world.faults(requests_per_minute=limit)
+        for agent in range(agents):
+            stream(world, agent=agent, seconds=1200, count=5, every=2 if agents == 1 else 4)
+        for second in range(400, 1200, 20):
+            world.at(second, look)
+        world.run()
+        world.check()
+    finally:
+        world.close()
+
+    steady = [request for request in world.requests if 400 < request[0] - 1000 < 1200]
+    refused = [request for request in steady if request[3].status == 429]
+    assert len(refused) < len(steady) / 20
+    assert len(steady) > 0.5 * limit * 800 / 60, "most of the limit is used"
+    assert max(oldest) < 180
 
 
 # -- at random ---------------------------------------------------------------------------

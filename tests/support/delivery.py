@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from agent.answer import Answer, NoAnswer, Outcome
@@ -36,10 +37,18 @@ class Request:
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self.events: list[dict[str, Any]] = json.loads(body)["events"]
-        self.names: list[str] = [event["external_id"] for event in self.events]
         self._answered = threading.Event()
         self._outcome: Outcome | Exception | None = None
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The events that it carries."""
+        return json.loads(self.body)["events"]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Their external ids."""
+        return [event["external_id"] for event in self.events]
 
     def wait(self) -> Outcome:
         """Wait for the answer; the sender's thread."""
