@@ -106,6 +106,8 @@ class Snapshot:
                 "next_attempt_in_seconds": None
                 if delivery.next_attempt_in is None
                 else round(delivery.next_attempt_in, 3),
+                "since": None if delivery.since is None else moment(delivery.since),
+                "batch_events": delivery.batch_events,
             },
         }
 

@@ -100,6 +100,8 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
     oldest = queue["oldest_age_seconds"]
     waits = f", the oldest for {_span(oldest)}" if oldest is not None else ""
     state = delivery["state"] if daemon["running"] else "-"
+    if daemon["running"] and delivery.get("since"):
+        state += f" since {delivery['since']}"
     following = delivery["next_attempt_in_seconds"]
     if following is not None:
         state += f", next attempt in {_span(following)}"

@@ -20,6 +20,8 @@ class Delivery:
         next_attempt_in: seconds until the next request, while one is waited for.
         held: chunks and events that wait for their own time.
         requests: requests made so far.
+        since: when the state became what it is, Unix seconds; sending and idle count as one.
+        batch_events: the most events that a request has now.
     """
 
     state: str = "idle"
@@ -28,6 +30,23 @@ class Delivery:
     next_attempt_in: float | None = None
     held: int = 0
     requests: int = 0
+    since: float | None = None
+    batch_events: int | None = None
+
+
+_WELL = ("idle", "sending")
+
+
+def since(before: Delivery, state: str, now: float) -> float:
+    """Return since when delivery stands as it does.
+
+    Args:
+        before: how it stood until now.
+        state: the word for how it stands.
+        now: Unix seconds.
+    """
+    same = state == before.state or (state in _WELL and before.state in _WELL)
+    return before.since if same and before.since is not None else now
 
 
 def state_of(pace: Pace, in_flight: int) -> str:

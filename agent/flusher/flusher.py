@@ -11,7 +11,7 @@ from agent.answer import Answer, NoAnswer
 from agent.batch import OVERHEAD, Batch
 from agent.ceiling import Ceiling
 from agent.errors import QueueError
-from agent.flusher.delivery import Delivery, state_of
+from agent.flusher.delivery import Delivery, since, state_of
 from agent.flusher.duplicates import News, may_be_stored, sent_before
 from agent.flusher.graveyard import LOOK_SECONDS, Graveyard
 from agent.flusher.guests import Guests
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from agent.writer import Writer
 
 _LONE_SECONDS = 1.0
+_FAILURES_TO_TELL = 3  # in a row
+_WAIT_TO_TELL = 10.0
 _TOKEN_CHECK_SECONDS = 2.0
 _SETTLE_SECONDS = 1.0
 _EMPTY = b'{"events":[]}'
@@ -99,6 +101,7 @@ class Flusher:
         self._urgent = 0  # how many wait for the queue to drain
         self._stopping = False
         self._trouble: str | None = None
+        self._told: str | None = None  # the trouble that stands in the log
         self._last_success: float | None = None
         self.delivery = Delivery()
         self.beat = clock.monotonic()
@@ -396,9 +399,9 @@ class Flusher:
         resent = sent_before(batch, duplicates, self._first_key)
         self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates, resent=resent))
         self._explain(batch, resent, duplicates - resent)
-        if self._trouble is not None:
+        if self._told is not None:
             self._log.info("delivery works again")
-        self._trouble = None
+        self._trouble = self._told = None
         self._last_success = self._clock.wall()
         arrived = batch.parts[0].lease.chunk.arrived_ms / 1000
         self._meters.age.observe(max(0.0, self._last_success - arrived), batch.events)
@@ -423,10 +426,11 @@ class Flusher:
             )
 
     def _in_trouble(self, verdict: Verdict, wait: float) -> None:
-        """Note what is wrong; one line in the log when it changes."""
-        trouble = f"{verdict.reason}; {verdict.hint}" if verdict.hint else verdict.reason
-        if trouble != self._trouble:
-            self._trouble = trouble
+        """Note what is wrong; one line in the log when it changes, none for what the next try may mend."""
+        self._trouble = f"{verdict.reason}; {verdict.hint}" if verdict.hint else verdict.reason
+        passing = verdict.action in (Action.RETRY, Action.SPLIT) and self._pace.failures < _FAILURES_TO_TELL
+        if self._trouble != self._told and not (passing and wait < _WAIT_TO_TELL):
+            self._told = self._trouble
             tell = self._log.error if verdict.action is Action.HOLD else self._log.warning
             tell(
                 "nothing is delivered: events stay in the queue",
@@ -515,6 +519,8 @@ class Flusher:
             self._pace.wait(now) if waits else None,
             len(self._held),
             self._evidence.sent,
+            since(self.delivery, state, self._clock.wall()),
+            self._most_events.works,
         )
 
 

@@ -118,6 +118,8 @@ def test_status_has_the_promised_shape_with_and_without_a_daemon(product: Produc
             "last_error": (str, type(None)),
             "last_success": (str, type(None)),
             "next_attempt_in_seconds": (float, type(None)),
+            "since": (str, type(None)),
+            "batch_events": (int, type(None)),
         },
     }
 

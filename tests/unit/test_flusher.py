@@ -1375,6 +1375,27 @@ def test_trouble_is_logged_once(desk: Desk, capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_a_failure_that_the_next_try_mends_is_not_logged(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(desk, 40)
+    turns = itertools.cycle([BROKEN, ok(4)])
+
+    desk.run(lambda _: next(turns))
+
+    assert capsys.readouterr().err == ""
+
+
+def test_it_tells_since_when_it_is_in_trouble(desk: Desk) -> None:
+    fill(desk, 4)
+    desk.clock.advance(10)
+    desk.run(Polar(outage=BROKEN), seconds=300)
+
+    assert desk.flusher.delivery.since == pytest.approx(NOON + 10, abs=0.1)
+    desk.run(Polar())
+    assert desk.flusher.delivery.since > NOON + 300
+
+
 # -- its thread --------------------------------------------------------------------------
 
 

@@ -36,6 +36,8 @@ def test_without_a_daemon_and_without_events_it_is_all_there():
         },
         "delivery": {
             "state": "idle",
+            "since": None,
+            "batch_events": None,
             "last_error": None,
             "last_success": None,
             "next_attempt_in_seconds": None,
@@ -71,11 +73,18 @@ def test_the_ledger_balances_with_what_waits():
 
 def test_how_delivery_stands_is_told_with_its_times():
     sending = delivery(
-        state="retrying", last_error="503: no", last_success=NOON + 0.5, next_attempt_in=1.23456
+        state="retrying",
+        last_error="503: no",
+        last_success=NOON + 0.5,
+        next_attempt_in=1.23456,
+        since=NOON,
+        batch_events=500,
     )
 
     assert Snapshot(Path("/q"), Books(), None, sending).document()["delivery"] == {
         "state": "retrying",
+        "since": "2026-11-23T12:00:00.000Z",
+        "batch_events": 500,
         "last_error": "503: no",
         "last_success": "2026-11-23T12:00:00.500Z",
         "next_attempt_in_seconds": 1.235,
