@@ -106,3 +106,11 @@ def _quantity(value: object, reason: str, hint: str) -> tuple[int | float, str]:
     if found is None or len(found[1]) > 30:
         raise Invalid(reason, hint)
     return (float(found[1]) if "." in found[1] else int(found[1])), found[2]
+
+
+def rough_span(seconds: float) -> str:
+    """Return a length of time for people, in the largest unit that suits it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length * 2:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"

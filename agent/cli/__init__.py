@@ -26,6 +26,7 @@ COMMANDS = {
     "send": "send events from files or standard input to the running daemon",
     "flush": "deliver everything that is queued, now",
     "status": "show queue, books, delivery state and daemon",
+    "top": "watch the running daemon: rates, queue, delivery, refusals",
     "events": "read events back from Polar",
     "dead": "list, repair, retry, export or purge dead letters",
     "check": "check settings, paths, server, token and clock, and say what to mend",

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
-from agent.units import counted, rough_size
+from agent.units import counted, rough_size, rough_span
 
 if TYPE_CHECKING:
     import argparse
@@ -94,17 +94,17 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
     daemon, queue, ledger, delivery = (document[part] for part in ("daemon", "queue", "ledger", "delivery"))
     if daemon["running"]:
         up = daemon["uptime_seconds"]
-        runs = f"runs (process {daemon['pid']}" + (f", for {_span(up)})" if up is not None else ")")
+        runs = f"runs (process {daemon['pid']}" + (f", for {rough_span(up)})" if up is not None else ")")
     else:
         runs = "does not run"
     oldest = queue["oldest_age_seconds"]
-    waits = f", the oldest for {_span(oldest)}" if oldest is not None else ""
+    waits = f", the oldest for {rough_span(oldest)}" if oldest is not None else ""
     state = delivery["state"] if daemon["running"] else "-"
     if daemon["running"] and delivery.get("since"):
         state += f" since {delivery['since']}"
     following = delivery["next_attempt_in_seconds"]
     if following is not None:
-        state += f", next attempt in {_span(following)}"
+        state += f", next attempt in {rough_span(following)}"
     lines = [
         f"daemon     {runs}",
         f"queue      {counted(queue['events'], 'event')} pending, {rough_size(queue['bytes'])}{waits}",
@@ -132,11 +132,3 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
         warning = f" of at most {most_dead}" if queue["dead"] >= 0.8 * most_dead else ""
         lines.append(f"dead       {counted(queue['dead'], 'dead letter')}{warning}: see `agent dead list`")
     return "\n".join(lines)
-
-
-def _span(seconds: float) -> str:
-    """Return a length of time in the largest unit that suits it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length * 2:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.1f} s"
