@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import stat
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from agent.check.mounts import IN_MEMORY, MOUNTS, OF_A_CONTAINER, OVER_THE_NETWO
 from agent.errors import QueueError, UsageError
 from agent.lock import holder
 from agent.queue.destination import refuse_other_server
+from agent.queue.directory import prepare_directory
 from agent.queue.reader import DiskReader
 from agent.units import format_size, rough_size
 
@@ -48,7 +48,7 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def _access(directory: Path) -> Finding:  # noqa: PLR0911  # one return a reason
+def _access(directory: Path) -> Finding:
     """Tell whether the daemon could use the directory."""
     subject, name = str(directory), "queue directory"
     place = nearest(directory)
@@ -57,31 +57,15 @@ def _access(directory: Path) -> Finding:  # noqa: PLR0911  # one return a reason
             return ok(name, subject, "is not there yet; the agent can make it")
         reason = "it is not there, and cannot be made"
         return failed(name, subject, reason, f"let this user write to {place}, or set queue_dir")
-    if directory.is_symlink():
-        target = str(directory.resolve())
-        return failed(
-            name, subject, f"it is a symbolic link to {target}", f"set queue_dir to {target} itself"
-        )
-    if not directory.is_dir():
-        return failed(
-            name, subject, "it is not a directory", "move it away, or set queue_dir to another place"
-        )
-    status, uid = directory.stat(), os.geteuid()
-    if status.st_uid != uid:
-        owner = user_name(status.st_uid)
-        message = f"it belongs to {owner}, and this is {user_name(uid)}"
-        if uid == 0:
-            mend = f"look as that user: runuser -u {owner} -- agent check; the agent must run as {owner}, too"
-            return warning(name, subject, message, mend)
-        return failed(
-            name, subject, message, f"run this as {owner}, or set queue_dir to a directory of yours"
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        return failed(name, subject, "others may look into it or write there", f"chmod 700 {subject}")
-    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        return failed(
-            name, subject, "it cannot be written", f"chmod 700 {subject}, if its disk is not read-only"
-        )
+    owner, uid = directory.lstat().st_uid, os.geteuid()
+    if uid == 0 and owner != uid and directory.is_dir():
+        user = user_name(owner)
+        mend = f"the agent must run as {user}; look as that user: runuser -u {user} -- agent check"
+        return warning(name, subject, f"it belongs to {user}, and this is root", mend)
+    try:
+        prepare_directory(directory)  # of one that is there, it changes nothing
+    except QueueError as error:
+        return failed(name, error.subject, error.reason, error.hint)
     return ok(name, subject, "can be written, by its owner only")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
+from agent.address import split_host_port
 from agent.check import Finding, failed, ok, warning
 from agent.check.disk import nearest
 from agent.collector.peers import AllowList
@@ -33,8 +35,12 @@ def look(settings: Settings, status: dict[str, Any] | None) -> Iterator[Finding]
     """
     yield _directory("socket directory", settings.socket_path.parent, running=status is not None)
     yield _socket(settings.socket_path, running=status is not None)
+    if settings.socket_owner is not None:
+        yield _owner(settings.socket_owner)
     if settings.socket_group is not None:
         yield _group(settings.socket_group)
+    if settings.api_listen is not None:
+        yield _tcp(settings.api_listen, running=status is not None)
     if settings.allowed_users or settings.allowed_groups:
         yield _allow_list(settings)
 
@@ -106,6 +112,18 @@ def _socket(path: Path, *, running: bool) -> Finding:  # noqa: PLR0911  # one re
     return ok(name, subject, "takes connections")
 
 
+def _owner(owner: str) -> Finding:
+    """Tell whether the socket can be given to its user."""
+    name = "socket owner"
+    try:
+        uid = int(owner) if owner.isdecimal() else pwd.getpwnam(owner).pw_uid
+    except KeyError:
+        return failed(name, owner, "there is no such user", "create it, or change socket_owner")
+    if os.geteuid() not in {0, uid}:
+        return failed(name, owner, "only root may give the socket to another user", "leave socket_owner out")
+    return ok(name, owner, "exists")
+
+
 def _group(group: str) -> Finding:
     """Tell whether the socket can be given to its group."""
     name = "socket group"
@@ -119,6 +137,24 @@ def _group(group: str) -> Finding:
         mend = "let the agent's user join it, or change socket_group"
         return failed(name, group, "only root or a member may give the socket to it", mend)
     return ok(name, group, "exists")
+
+
+def _tcp(address: str, *, running: bool) -> Finding:
+    """Tell whether the daemon serves there, or could."""
+    name = "api_listen"
+    host, port = split_host_port(address)
+    try:
+        with socket.create_connection((host, port), _CONNECT_SECONDS):
+            taken = True
+    except ConnectionRefusedError:
+        taken = False
+    except OSError as error:
+        return failed(name, address, error.strerror or str(error), "set api_listen to one of this machine")
+    if taken and not running:
+        return failed(name, address, "another process listens there", "stop it, or set api_listen")
+    if running and not taken:
+        return failed(name, address, "the daemon does not serve there", "restart it: api_listen has changed")
+    return ok(name, address, "the daemon serves there" if running else "is free")
 
 
 def _allow_list(settings: Settings) -> Finding:

@@ -140,6 +140,27 @@ def test_a_queue_that_others_may_look_into(product):
     assert findings["queue directory"]["mend"] == f"chmod 700 {product.queue}"
 
 
+def test_a_queue_behind_a_symbolic_link(product):
+    (product.directory / "real").mkdir(mode=0o700)
+    product.queue.symlink_to(product.directory / "real")
+
+    code, findings = check(product, "--offline")
+
+    assert code == 1
+    assert "symbolic link" in findings["queue directory"]["message"]
+
+
+def test_a_port_that_another_process_has(product):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        product.set(api_listen=f"127.0.0.1:{stranger.getsockname()[1]}")
+
+        code, findings = check(product, "--offline")
+
+    assert code == 1
+    assert findings["api_listen"]["message"] == "another process listens there"
+    assert check(product, "--offline")[1]["api_listen"]["state"] == "ok"
+
+
 def test_a_disk_that_has_no_room(product):
     product.set(disk_reserve_bytes=shutil.disk_usage(product.directory).free + (1 << 40))
 
@@ -171,11 +192,12 @@ def test_a_stranger_on_the_socket(product):
 
 
 def test_a_group_and_a_user_that_do_not_exist(product):
-    product.set(socket_group="no-such-group", allowed_users="no-such-user")
+    product.set(socket_group="no-such-group", socket_owner="nobody-here", allowed_users="no-such-user")
 
     code, findings = check(product, "--offline")
 
     assert code == 1
+    assert findings["socket owner"]["state"] == "failed"
     assert findings["socket group"]["state"] == "failed"
     assert findings["allow list"]["state"] == "failed"
 
