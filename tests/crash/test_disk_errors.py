@@ -45,10 +45,10 @@ class Fault:
 class FaultyProduct(Product):
     """A product whose daemon gets errors from its disk."""
 
-    def start_faulty(self, fault: Fault, *, wait: bool = True) -> None:
-        """Start the daemon under strace, which puts in the errors."""
+    def start_faulty(self, fault: Fault, *, watch: str = "") -> None:
+        """Start the daemon under strace, which puts in the errors, and records other calls as well."""
         inject = f"inject={fault.calls}:error={fault.error}:when={fault.first}..{fault.last}"
-        how = ["-f", "--seccomp-bpf", "-qq", "-e", f"trace={fault.calls}", "-e", inject]
+        how = ["-f", "--seccomp-bpf", "-qq", "-e", f"trace={fault.calls}{watch}", "-e", inject]
         where = ["-P", str(self.queue / fault.file), "-o", str(self.directory / "strace")]
         command = ["strace", *how, *where, "--"]
         with self.log.open("a") as log:
@@ -56,8 +56,7 @@ class FaultyProduct(Product):
                 [*command, sys.executable, "-m", "agent", "run"], env=self.environ, text=True, stderr=log
             )
         self._processes = [*getattr(self, "_processes", []), self.daemon]
-        if wait:
-            wait_until(self._takes_connections, what="the daemon's socket")
+        wait_until(self._takes_connections, what="the daemon's socket")
 
     def injected(self) -> int:
         """Return how many calls have failed so far."""
@@ -118,3 +117,24 @@ def test_errors_that_come_and_go_cost_nothing_that_was_acknowledged(
     assert product.end() == 0
     told = product.logged("queue cannot be written") + product.logged("queue is full")
     assert len(told) <= 2, "the log is filled with the same"
+
+
+@pytest.mark.needs("strace")
+def test_after_a_sync_that_failed_the_whole_log_is_moved_before_anything_is_written_behind_it(
+    product: FaultyProduct,
+) -> None:
+    """The kernel may have dropped what it could not write: who reads after a power cut would stop there."""
+    DiskQueue(product.queue, server=product.url).close()
+    product.start_faulty(Fault("fdatasync,fsync", LOG, "EIO", 20, 22), watch=",pwrite64,ftruncate")
+    load = Load(product.socket, "a")
+    wait_until(lambda: product.injected() >= 3, what="all the errors")
+    load.go_on()
+    load.finish()
+
+    lines = (product.directory / "strace").read_text().splitlines()
+    calls = [line.split(None, 1)[1] for line in lines if "resumed" not in line]
+    failed = [number for number, call in enumerate(calls) if "(INJECTED)" in call]
+    for number in failed:
+        following = next(call for call in calls[number + 1 :] if not call.startswith(("fdatasync", "fsync")))
+        assert following.startswith("ftruncate"), "the log is written behind a hole"
+    assert product.end() == 0
