@@ -35,7 +35,7 @@ class NoAnswer:
 
     Attributes:
         kind: a stable word: ``connect``, ``dns``, ``tls``, ``timeout``, ``broken``, ``too_large``,
-            ``token`` (there is none to send).
+            ``token`` (there is none to send), ``elsewhere`` (it is of another organization).
         reason: what happened, for people; holds neither event contents nor the token.
     """
 

@@ -11,9 +11,11 @@ from agent.chunk import DamagedChunkError, NewerChunkError
 from agent.errors import QueueError
 from agent.event import Checker
 from agent.flusher import Flusher, Options
+from agent.guard import Guard
 from agent.lock import QueueLock
 from agent.meters import Meters
 from agent.pace import Pace
+from agent.queue import Change
 from agent.queue.directory import prepare_directory
 from agent.queue.disk import DiskQueue
 from agent.seen import Seen, identity_of
@@ -106,7 +108,7 @@ class Pipeline:
         self.flusher = Flusher(
             self.queue,
             self.writer,
-            self.client,
+            self._sender,
             clock=clock,
             server_clock=self.server_clock,
             pace=self._pace,
@@ -192,6 +194,16 @@ class Pipeline:
     def _buried(self, letters: Sequence[DeadLetter]) -> None:
         """Let events come again that Polar does not have; runs in the writer's thread."""
         self.seen.forget(identity_of(letter.event.encode()) for letter in letters)
+
+    def _sender(self) -> Guard:
+        """Return the way to Polar for the queue's events."""
+        return Guard(
+            self.client(),
+            known=lambda: self.queue.organization,
+            remember=lambda organization: self.writer.apply(Change(organization=organization)),
+            token=self.token.current,
+            clock=self.clock,
+        )
 
     def client(self) -> PolarClient:
         """Return the way to Polar; the first call brings the HTTP library in."""

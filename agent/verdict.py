@@ -114,7 +114,10 @@ TABLE: dict[int, _Row] = {
 }
 """Statuses with one meaning; 200 and 422 are read closer, the rest by their class in `_by_class`."""
 
-_TOKEN_KINDS = {"token": "set POLAR_ACCESS_TOKEN or access_token_file"}
+_TOKEN_KINDS = {
+    "token": "set POLAR_ACCESS_TOKEN or access_token_file",
+    "elsewhere": "use a token of that organization until the queue is empty, or choose another queue_dir",
+}
 
 
 def judge(outcome: Outcome, events: int) -> Verdict:

@@ -179,6 +179,7 @@ class Change:
         checkpoints: how far files are read with this; each replaces the one of its id.
         forgotten: checkpoints to be removed, by id; of those that are not there, none is.
         repeated: lines that repeat an event which this change, or one before it, holds.
+        organization: what the queue learned of whom its events are for.
     """
 
     appends: list[Chunk] = field(default_factory=list)
@@ -192,6 +193,7 @@ class Change:
     checkpoints: Sequence[Checkpoint] = ()
     forgotten: Sequence[str] = ()
     repeated: int = 0
+    organization: str = ""
 
     @property
     def buried(self) -> list[DeadLetter]:
@@ -211,6 +213,7 @@ class Change:
             or self.letters
             or self.checkpoints
             or self.forgotten
+            or self.organization
         )
 
     def count(self, books: Books) -> Books:

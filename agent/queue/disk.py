@@ -85,6 +85,7 @@ class DiskQueue:
         self._sizes: dict[int, int] = {}  # of rows that were written or read lately
         self._cache: Cache = None
         self._books = Books()
+        self._meta = Meta()
         self._ballast = Ballast(directory)
         self._backfill = Backfill(directory / check.DATABASE)
         prepare_directory(directory)
@@ -119,6 +120,11 @@ class DiskQueue:
         except OSError as error:
             raise fault("open", self._directory, error) from error
         return found, seen
+
+    @property
+    def organization(self) -> str:
+        """The organization that the events are meant for; empty while it is not known."""
+        return self._meta.organization
 
     @property
     def directory(self) -> Path:
@@ -207,6 +213,8 @@ class DiskQueue:
                 raise DamageError(reason(error)) from error
             raise fault("write", self._directory, error) from error
         self._books, self._losses.astray = books, astray
+        if change.organization:
+            self._meta = msgspec.structs.replace(self._meta, organization=change.organization)
         return keys
 
     def _apply(self, change: Change, books: Books) -> tuple[Books, list[int]]:
@@ -250,13 +258,16 @@ class DiskQueue:
         for number in (*change.revived, *change.purged):
             if not cache.delete(numbered(DEAD, number)):
                 raise _AbsentError(f"there is no dead letter {number}")
-        self._apply_checkpoints(change)
+        self._apply_words(change)
         rows = len(keys) + len(change.settlements) + dead - books.next_dead
         self._backfill.wrote(moved, rows + len(change.revived) + len(change.purged) + len(change.checkpoints))
         return replace_books(books, bytes=size, next_key=key, next_dead=dead), keys
 
-    def _apply_checkpoints(self, change: Change) -> None:
-        """Write how far files are read."""
+    def _apply_words(self, change: Change) -> None:
+        """Write how far files are read, and whom the events are for."""
+        if change.organization:
+            meta = msgspec.structs.replace(self._meta, organization=change.organization)
+            self._cache.set(META, seal(META, meta))
         for checkpoint in change.checkpoints:
             name = CHECKPOINT + checkpoint.id
             self._cache.set(name, seal(name, checkpoint))
@@ -429,9 +440,10 @@ class DiskQueue:
         known = self._try(partial(record, key=META, kind=Meta), cache)
         meta = known or Meta()
         look.refuse_newer(self._directory, meta.format)
-        if server and meta.server and meta.server != server:
-            books = self._try(partial(record, key=BOOKS, kind=Books), cache)
-            refuse_other_server(self._directory, meta.server, server, books or Books())
-        wanted = Meta(FORMAT, server or meta.server)
+        books = self._try(partial(record, key=BOOKS, kind=Books), cache) or Books()
+        refuse_other_server(self._directory, meta.server, server, books)
+        holds = books.pending or books.dead
+        wanted = Meta(FORMAT, server or meta.server, meta.organization if holds else "")
+        self._meta = wanted
         if known != wanted:
             self._try(lambda cache: cache.set(META, seal(META, wanted)), cache)

@@ -47,6 +47,7 @@ class Meta(msgspec.Struct, frozen=True):
 
     format: int = FORMAT
     server: str = ""
+    organization: str = ""  # empty while it is not known, and while the queue holds nothing
 
 
 def numbered(prefix: str, number: int) -> str:

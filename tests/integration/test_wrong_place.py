@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.load import Load, assert_all_accounted
-from support.processes import Line
+from support.processes import TOKEN, Line, wait_until
 from support.trials import STRANGER
+
+from agent.emulator.options import ORGANIZATION_ID
+from agent.polar import PolarClient
+from agent.queue import Change
+from agent.queue.disk import DiskQueue
 
 if TYPE_CHECKING:
     from support.processes import Product
@@ -88,3 +93,30 @@ def test_agent_check_tells_that_the_events_are_meant_for_another_server(
 
     assert done.returncode == 1
     assert f"meant for {product.url}" in json.dumps(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["the same organization", "another organization"])
+def test_events_for_an_organization_are_sent_with_its_tokens_alone(
+    product: Product, filled: Load, ours: bool
+) -> None:
+    product.start_emulator()
+    api = PolarClient(product.url, lambda: TOKEN)
+    assert api.ingest(b'{"events":[{"name":"usage","external_customer_id":"c"}]}').status == 200
+    wait_until(lambda: api.list_events().items, what="an event of the organization")
+    organization = str(ORGANIZATION_ID) if ours else "0a1b2c3d-0000-4000-8000-000000000002"
+    queue = DiskQueue(product.queue, server=product.url)
+    queue.commit(Change(organization=organization))
+    queue.close()
+
+    done = product.run("flush", "--timeout", "20")
+
+    status = product.status()
+    if ours:
+        assert done.returncode == 0, done.stdout
+        assert status["ledger"]["delivered"] == len(filled.written)
+    else:
+        assert done.returncode == 1
+        assert f"the token is not of organization {organization}" in done.stdout
+        assert status["queue"]["events"] == len(filled.written)
+        assert len(list(product.stored())) == 1
+    api.close()

@@ -21,11 +21,14 @@ from support.queues import chunk_of, counts, line, names
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.chunk import DamagedChunkError, NewerChunkError
 from agent.clock import SystemClock
+from agent.errors import QueueError
 from agent.queue import Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from agent.chunk import Chunk
 
 
 @pytest.fixture
@@ -94,6 +97,28 @@ def test_fewer_events_wait_until_the_oldest_is_of_the_flush_interval(desk: Desk)
     desk.clock.advance(0.5)
 
     assert desk.request().names == ["a", "b"]
+
+
+def test_a_chunk_that_the_disk_does_not_give_is_read_again_and_nothing_is_left_out(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("a", "b")
+    desk.put("c", "d")
+    get, refusals = desk.queue.get, [1]
+
+    def unsteady(key: int) -> Chunk | None:
+        if key in refusals:
+            refusals.remove(key)
+            raise QueueError("read the queue", "memory", "disk I/O error", "see the disk's health")
+        return get(key)
+
+    monkeypatch.setattr(desk.queue, "get", unsteady)
+    assert desk.step() == pytest.approx(1.0)
+    assert "disk I/O error" in (desk.flusher.delivery.last_error or "")
+    desk.clock.advance(2.0)
+
+    assert desk.request().names == ["a", "b", "c", "d"]
+    assert desk.flusher.delivery.last_error is None
 
 
 def test_events_that_waited_before_the_start_go_at_once(desk: Desk) -> None:
