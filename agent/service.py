@@ -228,7 +228,9 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Return how everything stands, as a document."""
-        return self.snapshot().document()
+        snapshot = self.snapshot()
+        assert snapshot.detail is not None  # noqa: S101  # this daemon runs
+        return {**snapshot.document(), "health": snapshot.detail.health()}
 
     def sick(self) -> str | None:
         """Return why the daemon must be started again; None when it lives."""

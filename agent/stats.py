@@ -51,6 +51,15 @@ class Detail:
     process: Process
     started_at: float
 
+    def health(self) -> dict[str, Any]:
+        """Return whether the agent lives, takes events and delivers them, and why not."""
+        return {
+            "live": self.sick is None,
+            "ready": self.unready is None,
+            "delivering": self.stalled is None,
+            "reasons": [why for why in (self.sick, self.unready, self.stalled) if why],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -122,12 +131,7 @@ class Snapshot:
         meters = detail.meters
         return {
             **self.document(),
-            "health": {
-                "live": detail.sick is None,
-                "ready": detail.unready is None,
-                "delivering": detail.stalled is None,
-                "reasons": [why for why in (detail.sick, detail.unready, detail.stalled) if why],
-            },
+            "health": detail.health(),
             "sources": {
                 name: {"accepted": tally.accepted, "refused": tally.refused}
                 for name, tally in sorted(dict(meters.sources).items())

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args)
     document = read(settings)
     if args.json:
-        print_json(document)
+        # What is promised, with a daemon and without; `GET /status` tells the health, too.
+        print_json({name: part for name, part in document.items() if name != "health"})
     else:
         print(_text(document, _books(document), settings.max_dead_letters))
     return 0
@@ -107,6 +108,7 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
         state += f", next attempt in {rough_span(following)}"
     lines = [
         f"daemon     {runs}",
+        *(f"           {reason}" for reason in document.get("health", {}).get("reasons", [])),
         f"queue      {counted(queue['events'], 'event')} pending, {rough_size(queue['bytes'])}{waits}",
         f"           {queue['path']}",
         f"delivery   {state}",

@@ -149,6 +149,25 @@ def test_not_ready_while_the_queue_is_full_and_yet_alive(product: Product) -> No
     line.close()
 
 
+def test_status_tells_what_is_wrong(product: Product) -> None:
+    product.set(shutdown_timeout="0")
+    product.environ.pop("POLAR_ACCESS_TOKEN")
+    product.start_daemon()
+    api = Caller(product.directory / "api.sock").wait()
+    assert api("GET", "/status").json()["health"]["delivering"] is True
+    line = Line(product.socket)
+    line.send(GOOD)
+    line.acked(1)
+    line.close()
+
+    wait_until(lambda: not api("GET", "/status").json()["health"]["delivering"])
+
+    health = api("GET", "/status").json()["health"]
+    assert (health["live"], health["ready"]) == (True, True)
+    assert health["reasons"][0] in product.run("status").stdout
+    assert "health" not in product.status()
+
+
 def test_the_metrics_of_a_daemon_at_work_agree_with_its_books(product: Product) -> None:
     product.start_emulator()
     product.start_daemon()
