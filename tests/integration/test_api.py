@@ -162,7 +162,7 @@ def test_every_answer_is_the_one_that_polar_gives(
 @pytest.mark.parametrize(
     ("event", "place"),
     [
-        (b'{"name":"u","external_customer_id":"c","metadata":{"a":NaN}}', ["metadata"]),
+        (b'{"name":"u","external_customer_id":"c","metadata":{"a":NaN}}', ["metadata", "a"]),
         (b'{"name":"u","external_customer_id":"\\ud800"}', ["external_customer_id"]),
         (b'{"name":"u","external_customer_id":"c","timestamp":"0001-01-01T00:00:00+14:00"}', ["timestamp"]),
     ],
@@ -430,6 +430,7 @@ def strangers_api(directory: Path, monkeypatch: pytest.MonkeyPatch, *allowed: st
         writer=None,
         server_clock=SimpleNamespace(now=None),
         flusher=SimpleNamespace(place=None),
+        meters=None,
         drain=lambda _seconds, **_: SimpleNamespace(remaining=0, reason=None),
     )
     daemon = SimpleNamespace(
