@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import __version__
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 PREFIX = "POLAR_AGENT_"
+_NESTED = "tail__"
 CONFIG_VARIABLE = "POLAR_AGENT_CONFIG"
 SYSTEM_CONFIG = Path("/etc/polar-agent/agent.toml")
 SYSTEM_SECRETS = Path("/run/secrets")
@@ -35,9 +34,6 @@ POLAR_VARIABLES = (
 # Kubernetes sets these in every container of a namespace that has a service named
 # `polar-agent`; they are not meant for us.
 _KUBERNETES = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
-
-# Of the design, but not of this version; they must not look as if they worked.
-_LATER = ("tail",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +96,26 @@ def from_environment(environ: Mapping[str, str], known: Collection[str], problem
         if name in known and rest.isupper():
             if value.strip():
                 layer.put(name, value, f"environment variable {variable}")
+        elif name.startswith(_NESTED) and rest.isupper():
+            if value.strip():
+                _nest(layer, name.split("__"), value, f"environment variable {variable}")
         elif _KUBERNETES.fullmatch(rest) is None:
             top = name.partition("__")[0]
             problems.append(
                 _unknown(top, f"environment variable {variable}", variable, known, variables=True)
             )
     return layer
+
+
+def _nest(layer: Layer, parts: list[str], value: str, origin: str) -> None:
+    """Take a part of a setting that is made of others."""
+    name, *way, last = parts
+    place = layer.values.setdefault(name, {})
+    for part in way:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else {}
+    if isinstance(place, dict):
+        place[last] = value
+    layer.origins.setdefault(name, origin)
 
 
 def from_polar_names(environ: Mapping[str, str]) -> Layer:
@@ -211,13 +221,6 @@ def _unknown(
     name: str, origin: str, written: str, known: Collection[str], *, variables: bool = False
 ) -> Problem:
     """Return the problem of a name that is no setting, with the nearest name that is."""
-    if name in _LATER:
-        return Problem(
-            written,
-            origin,
-            f"this version ({__version__}) does not know it yet",
-            "remove it",
-        )
     near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
     if near:
         nearest = PREFIX + near[0].upper() if variables else near[0]

@@ -184,7 +184,7 @@ def revive(
     held: list[Chunk] = []
     for letter in letters:
         line = edits.get(letter.id)
-        line = letter.event.encode() if line is None else _with_id(line, letter.external_id)
+        line = with_id(letter.event.encode() if line is None else line, letter.external_id)
         checked = checker.check([line.replace(b"\n", b" ") + b"\n"], now)
         if checked.accepted != 1:
             why = checked.fates[0].refused
@@ -201,8 +201,8 @@ def revive(
     return revival
 
 
-def _with_id(line: bytes, external_id: str) -> bytes:
-    """Give a mended line the id that its letter had, where it has none of its own."""
+def with_id(line: bytes, external_id: str) -> bytes:
+    """Give a line the id that its letter has, where it has none of its own and is an object."""
     try:
         members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     except _NO_JSON:

@@ -23,9 +23,12 @@ from agent.shape import Shapes
 from agent.stamp import Stamper, cut, groups, write_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent.seen import Seen
+
+    Ids = Callable[[int, int], Sequence[bytes]]
+    """Gives the ids for lines that carry none, from one line to another; blank lines do not count."""
 
 _BLANK = b" \t\r\n"
 _OPEN, _CLOSE = b"{}"
@@ -117,8 +120,26 @@ class Checker:
                 return Checked(stamped, [], _fates(segments, stamped))
         return self._sift(segments, now, seen)
 
-    def _take(self, data: bytes, now: float, seen: Seen | None) -> list[tuple[bytes, int]] | int:
-        """Check and stamp lines in a few calls; return them in groups.
+    def check_block(self, block: bytes, now: float, ids: Ids) -> Checked | None:
+        """Check and stamp lines whose ids are given, if they are all fine and regular; else None.
+
+        Regular is a line that begins with its brace and has a newline alone behind the other.
+        """
+        if self.personal_token:
+            return None
+        stamped = self._take(block[:-1], now, None, ids)
+        if isinstance(stamped, int):
+            return None
+        return Checked(stamped, [], [Fate(sum(count for _, count in stamped))])
+
+    def check_lines(self, lines: Sequence[bytes], now: float, ids: Ids) -> Checked:
+        """Check and stamp lines whose ids are given, none of them blank; each gets a fate of its own."""
+        return self._sift(lines, now, None, ids)
+
+    def _take(
+        self, data: bytes, now: float, seen: Seen | None, ids: Ids | None = None, first: int = 0
+    ) -> list[tuple[bytes, int]] | int:
+        """Check and stamp lines in a few calls, the first of them of this number; return them in groups.
 
         Where one is not fine, or not due, or came before, or may be so, return its place, or -1 if
         that is not known.
@@ -136,10 +157,13 @@ class Checker:
             return doubt
         if found.with_ids is None or found.with_times is None:
             facts = [Facts(quick.own_id(event), _time_of(event)) for event in found.events]
-            return [Stamper(now).join(data.split(b"\n"), facts)]
+            given = None if ids is None else ids(first, first + len(facts))
+            return [Stamper(now).join(data.split(b"\n"), facts, given)]
         if found.with_ids and found.with_times:
             return groups(whole)
-        return write_in(whole, now, ids=not found.with_ids, times=not found.with_times)
+        wanted = ids is not None and not found.with_ids
+        given = ids(first, first + len(whole.parts)) if ids is not None and wanted else None
+        return write_in(whole, now, ids=not found.with_ids, times=not found.with_times, given=given)
 
     def _read(self, data: bytes, lines: int) -> quick.Found | int:
         """Read lines, all of them fine; else return the place of one in doubt, -1 if that is not known."""
@@ -154,7 +178,9 @@ class Checker:
             self.shapes.learn(checked)
         return checked
 
-    def _sift(self, segments: Sequence[Segment], now: float, seen: Seen | None) -> Checked:
+    def _sift(
+        self, segments: Sequence[Segment], now: float, seen: Seen | None, ids: Ids | None = None
+    ) -> Checked:
         """Check lines of which some are not fine: those between them together, the others one by one."""
         lines: list[bytes] = []
         starts: list[int] = []
@@ -173,7 +199,8 @@ class Checker:
         run = alone = 0  # lines since the last one refused; lines to look at one by one
         while place < len(lines):
             size = 1 if alone else min(size, odd[bisect_left(odd, place)] - place)
-            taken = self._take(b"\n".join(lines[place : place + size]), now, seen) if size > 1 else 0
+            some = lines[place : place + size]
+            taken = self._take(b"\n".join(some), now, seen, ids, place) if size > 1 else 0
             if not isinstance(taken, int):
                 sifted.groups += taken
                 place, run, size = place + size, run + size, 4 * size
@@ -181,7 +208,8 @@ class Checker:
                 # Those before the one in doubt; where that is not known, fewer.
                 size = taken if taken > 0 else size // 2
             else:
-                outcome = self._check_one(lines[place], stamper, sifted, seen)
+                given = None if ids is None else ids(place, place + 1)[0]
+                outcome = self._check_one(lines[place], stamper, sifted, seen, given)
                 if outcome is True and size > 1:
                     self.shapes.trusted = False
                 place, run, size, alone = place + 1, run + 1, max(size, _FEW), max(0, alone - 1)
@@ -195,7 +223,7 @@ class Checker:
         return sifted
 
     def _check_one(
-        self, line: bytes, stamper: Stamper, sifted: Checked, seen: Seen | None
+        self, line: bytes, stamper: Stamper, sifted: Checked, seen: Seen | None, given: bytes | None
     ) -> Refusal | Literal[True] | None:
         """Check one line: return why it is refused, True if added to `sifted`, None if it is a repeat."""
         facts = self._check_line(line, stamper.now + timedelta(seconds=self.future_tolerance))
@@ -205,7 +233,7 @@ class Checker:
         if repeats is not None:
             sifted.repeated += repeats
             return None if repeats else external_id_conflict()
-        stamped = stamper.stamp(line, facts)
+        stamped = stamper.stamp(line, facts, given)
         if facts.timestamp is not None and facts.timestamp > stamper.now:
             sifted.held.append((int(facts.timestamp.timestamp() * 1000) + 1, stamped))
         else:

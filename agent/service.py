@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from agent.api.server import Api
     from agent.clock import Clock
     from agent.settings import Settings
+    from agent.tail.tail import Tail
 
 _LOOK_SECONDS = 5.0
 _LOST_SECONDS = 10.0
@@ -102,12 +103,31 @@ class Service:
             meters=self.pipeline.meters,
         )
 
+        self.tail = self._make_tail() if settings.tail else None
+
+    def _make_tail(self) -> Tail:
+        """Bring the reading of files in, for those who want it."""
+        from agent.tail.tail import Tail  # noqa: PLC0415  # see above
+
+        pipeline = self.pipeline
+        return Tail(
+            self._settings.tail,
+            pipeline.checker,
+            pipeline.writer,
+            pipeline.queue,
+            self._clock,
+            server_now=pipeline.server_clock.now,
+            queue_max_bytes=self._settings.queue_max_bytes,
+        )
+
     def run(self) -> int:
         """Serve until a signal comes; return the exit code."""
         self._signals.install()
         _raise_file_limit()
         self.pipeline.start()
         self._collector.start()
+        if self.tail is not None:
+            self.tail.start()
         settings = self._settings
         self._log.info(
             "ready",
@@ -132,6 +152,7 @@ class Service:
                 "flusher": self.pipeline.flusher,
                 "collector": self._collector,
                 "api": api.server,
+                **({} if self.tail is None else {"tail": self.tail}),
             }
         )
         # What was made so far stays: the collector of garbage need not look at it again.
@@ -230,7 +251,8 @@ class Service:
         """Return how everything stands, as a document."""
         snapshot = self.snapshot()
         assert snapshot.detail is not None  # noqa: S101  # this daemon runs
-        return {**snapshot.document(), "health": snapshot.detail.health()}
+        document = {**snapshot.document(), "health": snapshot.detail.health()}
+        return document if self.tail is None else document | {"tail": self.tail.status()}
 
     def sick(self) -> str | None:
         """Return why the daemon must be started again; None when it lives."""
@@ -283,6 +305,8 @@ class Service:
         """Stop everything in order."""
         pipeline = self.pipeline
         self._log.info("stopping", pending=pipeline.queue.books().pending)
+        if self.tail is not None:
+            self.tail.stop()
         self._collector.stop()
         # A damaged queue that is not to be mended is left as it is.
         seconds = self._settings.shutdown_timeout if self._damage is None else 0.0
@@ -295,6 +319,8 @@ class Service:
     def _room_changed(self) -> None:
         """Tell the collector, which is made after the writer."""
         self._collector.room_changed()
+        if self.tail is not None:
+            self.tail.wake()
 
     def _damage_found(self, found: str) -> None:
         """Have the main thread stop, since the queue is damaged and not to be mended."""

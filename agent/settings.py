@@ -30,6 +30,8 @@ from agent.config_sources import Layer, Problem
 from agent.errors import SettingsError
 from agent.lean import deferred
 from agent.redact import HIDDEN, redact
+from agent.settings_tail import tables
+from agent.tail import Table
 from agent.units import GIB, KIB, MIB, Invalid, format_duration, format_size
 
 with deferred("asyncio"):
@@ -270,6 +272,15 @@ class Settings(BaseSettings):
         shown="none: anybody on this machine",
     )
 
+    tail: Annotated[tuple[Table, ...], BeforeValidator(tables)] = _setting(
+        (),
+        doc="Files to read events from: `[[tail]]` tables with `path` (wildcards, `**`), `start` "
+        "(`beginning`, or `end`: for files that are there at first), `defaults`, `exclude`; see "
+        "docs/tail.md. "
+        "In the environment `POLAR_AGENT_TAIL__0__PATH` and so on.",
+        shown="none",
+    )
+
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
@@ -478,7 +489,7 @@ def _in_words(name: str, value: object) -> str:
     if isinstance(value, SecretStr):
         words = "(hidden)"
     elif isinstance(value, tuple):
-        words = ", ".join(value)
+        words = ", ".join(item.path if isinstance(item, Table) else item for item in value)
     elif isinstance(value, float):
         words = format_duration(value)
     elif isinstance(value, int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,7 +17,7 @@ from agent.chunk import MAX_EVENTS
 from agent.ids import suffixes, uuid7_block, uuid7_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from agent.refusal import Facts
 
@@ -71,7 +72,9 @@ def groups(whole: Cut) -> list[tuple[bytes, int]]:
     ]
 
 
-def write_in(whole: Cut, now: float, *, ids: bool, times: bool) -> list[tuple[bytes, int]]:
+def write_in(
+    whole: Cut, now: float, *, ids: bool, times: bool, given: Sequence[bytes] | None = None
+) -> list[tuple[bytes, int]]:
     """Write ids, times or both into lines that all lack them; return them in groups, with their counts.
 
     Args:
@@ -79,6 +82,7 @@ def write_in(whole: Cut, now: float, *, ids: bool, times: bool) -> list[tuple[by
         now: the time of receipt.
         ids: they lack ids.
         times: they lack times.
+        given: the ids; new ones are made where this is None.
     """
     time = b',"timestamp":"%b"' % iso(now) if times else b""
     first = whole.between[2:]
@@ -93,10 +97,10 @@ def write_in(whole: Cut, now: float, *, ids: bool, times: bool) -> list[tuple[by
     for share in _shares(len(whole.parts)):
         some = whole.parts[share]
         count = len(some)
-        before = b',"external_id":"' + uuid7_prefix(now)
+        before = b',"external_id":"' + (uuid7_prefix(now) if given is None else b"")
         pieces = [b"", before, b"", between] * count
         pieces[::4] = some
-        pieces[2::4] = suffixes(count)
+        pieces[2::4] = suffixes(count) if given is None else given[share]
         pieces[-1] = b'"%b}' % time
         result.append((first + b"".join(pieces), count))
     return result
@@ -132,15 +136,13 @@ class Stamper:
         self._time = iso(now)
         self._ids: list[bytes] = []
 
-    def stamp(self, line: bytes, facts: Facts) -> bytes:
-        """Return `line` with an id and a timestamp."""
+    def stamp(self, line: bytes, facts: Facts, given: bytes | None = None) -> bytes:
+        """Return `line` with an id, the given one or a new one, and a timestamp."""
         added = b""
         if not facts.identity:
-            if not self._ids:
-                self._ids = uuid7_block(self._seconds, 256)[::-1]
             if b'"external_id"' in line:
                 line = _without(line, "external_id")
-            added = b',"external_id":"%b"' % self._ids.pop()
+            added = b',"external_id":"%b"' % (given or self._new_id())
         if facts.timestamp is None:
             if facts.idle_customer_id:
                 # Of an event with both ids Polar takes the external one; but with a timestamp, which
@@ -151,9 +153,18 @@ class Stamper:
             added += b',"timestamp":"%b"' % self._time
         return line[:-1] + added + b"}" if added else line
 
-    def join(self, lines: Sequence[bytes], facts: Sequence[Facts]) -> tuple[bytes, int]:
+    def join(
+        self, lines: Sequence[bytes], facts: Sequence[Facts], given: Sequence[bytes] | None = None
+    ) -> tuple[bytes, int]:
         """Stamp lines and return them as one group, with their count."""
-        return b"\n".join(map(self.stamp, lines, facts)), len(lines)
+        ids: Iterable[bytes | None] = repeat(None) if given is None else given
+        return b"\n".join(map(self.stamp, lines, facts, ids)), len(lines)
+
+    def _new_id(self) -> bytes:
+        """Return an id that nobody else gets."""
+        if not self._ids:
+            self._ids = uuid7_block(self._seconds, 256)[::-1]
+        return self._ids.pop()
 
 
 def _without(line: bytes, name: str) -> bytes:

@@ -59,6 +59,7 @@ class Append:
         overflow: called with the reason before the lines are dropped, since there is no room for
             them and the operator chose that; None: they wait.
         at: when the writer got it, monotonic seconds; the writer's.
+        forgotten: checkpoints that are not needed any more, by id.
     """
 
     groups: list[tuple[bytes, int]]
@@ -73,6 +74,7 @@ class Append:
     keep: bool = True
     source: str = "socket"
     overflow: Callable[[str], None] | None = None
+    forgotten: Sequence[str] = ()
     at: float = 0.0
 
     @property
@@ -330,6 +332,7 @@ class Writer:
             checkpoints=list(
                 {append.checkpoint.id: append.checkpoint for append in appends if append.checkpoint}.values()
             ),
+            forgotten=[name for append in appends for name in append.forgotten],
         )
         groups = [group for append in appends for group in append.groups]
         held = [item for append in appends for item in append.held]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent.httpd.message import Reply, Request
     from agent.pipeline import Pipeline
     from agent.settings import Settings
+    from agent.tail.tail import Tail
 
 _MAX_OPERATION = 64 << 20  # mended dead letters, all at once
 _MAX_FLUSH_SECONDS = 3600.0
@@ -41,6 +42,11 @@ class Daemon(Protocol):
     @property
     def pipeline(self) -> Pipeline:
         """Everything behind the collector."""
+        ...
+
+    @property
+    def tail(self) -> Tail | None:
+        """What reads files; None when nothing does."""
         ...
 
     @property
@@ -160,6 +166,7 @@ class Api:
             Route("GET", "/v1/events/names", Right.USE, read, reads),
             Route("GET", "/v1/events/{id}", Right.USE, read, reads),
             Route("POST", "/flush", Right.OPERATE, acting(self._flush), work, 1024),
+            Route("POST", "/tail/reset", Right.OWN, acting(self._tail_reset), work, 64 << 10),
             Route("POST", "/dead/retry", Right.OPERATE, self._retry, work, _MAX_OPERATION),
             Route(
                 "POST",
@@ -190,8 +197,21 @@ class Api:
         """Deliver everything now."""
         del body
         seconds = min(max(float(query.get("timeout", "60")), 0.0), _MAX_FLUSH_SECONDS)
+        if self._daemon.tail is not None:
+            self._daemon.tail.catch_up(seconds / 2)
         drained = self._daemon.pipeline.drain(seconds, give_up=lambda: self._daemon.stopping)
         return {"remaining": drained.remaining, "reason": drained.reason}
+
+    def _tail_reset(self, query: dict[str, str], body: Any) -> dict[str, Any]:
+        """Have a tailed file read again."""
+        del query
+        tail = self._daemon.tail
+        if tail is None:
+            raise ValueError("no files are tailed")
+        path = body.get("path") if isinstance(body, dict) else None
+        if not path:
+            raise ValueError("the body must be an object with a path")
+        return {"reset": tail.reset(str(path), to_end=body.get("to") == "end")}
 
     def _retry(self, request: Request, reply: Reply) -> None:
         """Put dead letters back; to change what they say takes the right to."""

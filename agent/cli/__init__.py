@@ -29,6 +29,7 @@ COMMANDS = {
     "top": "watch the running daemon: rates, queue, delivery, refusals",
     "events": "read events back from Polar",
     "dead": "list, repair, retry, export or purge dead letters",
+    "tail": "show how far tailed files are read, or have one read again",
     "check": "check settings, paths, server, token and clock, and say what to mend",
     "config": "show the settings and where each comes from",
     "queue": "check the queue on disk, or write its events out",

@@ -141,7 +141,7 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     if args.file is None:
         for letter in letters:
-            print(letter.event)
+            print(_line(letter))
         return 0
     from agent.errors import UsageError
 
@@ -149,12 +149,19 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
     try:
         with args.file.open("w", encoding="utf-8") as file:
             for letter in letters:
-                file.write(letter.event + "\n")
+                file.write(_line(letter) + "\n")
                 count += 1
     except OSError as error:
         raise UsageError("export dead letters", str(args.file), error.strerror or str(error)) from error
     print(f"{count} events written to {args.file}", file=sys.stderr)
     return 0
+
+
+def _line(letter: DeadLetter) -> str:
+    """Return an event as a line, with its id, by which `--edited` finds the letter again."""
+    from agent.dead import with_id
+
+    return with_id(letter.event.replace("\n", " ").encode(), letter.external_id).decode()
 
 
 # -- changes -------------------------------------------------------------------------------

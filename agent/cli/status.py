@@ -81,7 +81,12 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
         books, oldest = reader.books(), reader.oldest_arrival()
         reader.close()
     age = None if oldest is None else max(0.0, time.time() - oldest)
-    return Snapshot(settings.queue_dir, books, age, Delivery(), holder(settings.queue_dir)).document()
+    document = Snapshot(settings.queue_dir, books, age, Delivery(), holder(settings.queue_dir)).document()
+    if settings.tail:
+        from agent.cli.tail import without_daemon
+
+        document["tail"] = without_daemon(settings)
+    return document
 
 
 def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:

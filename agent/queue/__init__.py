@@ -71,12 +71,12 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         inode: of the file.
         offset: bytes read, from the beginning of the file.
         line: lines read, empty ones included; None when reading began somewhere within.
-        head_bytes: so many bytes from the beginning on are covered by `head_crc`.
-        head_crc: their CRC-32.
-        telling: another file with the same head can only be a copy.
+        head: the CRC-32 of each of its first lines: see `agent.tail.identity.head_lines`.
+        timed: the first of them carries a time or an id of its own.
         tail_bytes: so many bytes before `offset` are covered by `tail_crc`.
         tail_crc: their CRC-32.
         skipping: `offset` is within a line that is too long; the rest of it is passed over.
+        done: it is read to its end, and was closed.
         refused: lines of it that became dead letters.
         last_line_at: when its last line was taken, Unix seconds; None when none was.
     """
@@ -87,12 +87,12 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     inode: int
     offset: int = 0
     line: int | None = 0
-    head_bytes: int = 0
-    head_crc: int = 0
-    telling: bool = False
+    head: tuple[int, ...] = ()
+    timed: bool = False
     tail_bytes: int = 0
     tail_crc: int = 0
     skipping: bool = False
+    done: bool = False
     refused: int = 0
     last_line_at: float | None = None
 

@@ -43,7 +43,9 @@ def letter(name: object = "bad", **changes: Any) -> DeadLetter:
 
 def checkpoint_of(name: str, **changes: Any) -> Checkpoint:
     """Return the checkpoint of a file of this identity."""
-    return Checkpoint(**{"id": name, "path": "/var/log/app.log", "device": 1, "inode": 2, **changes})
+    return Checkpoint(
+        **{"id": name, "path": "/var/log/app.log", "device": 1, "inode": 2, "head": (1, 2), **changes}
+    )
 
 
 def delivered(key: int, events: int = 1, rest: Chunk | None = None) -> Settlement:

@@ -64,6 +64,7 @@ class TestDefaults:
         found = read()
         assert found.model_dump() == {
             "access_token": None,
+            "tail": (),
             "access_token_file": None,
             "environment": "production",
             "base_url": None,
@@ -485,11 +486,39 @@ class TestUnknownNames:
         )
         assert found.sources == {}
 
-    def test_what_a_later_version_knows_does_not_look_as_if_it_worked(self, refused):
-        assert "does not know it yet" in refused('[[tail]]\npath = "/x"')
 
-    def test_tail_in_the_environment_neither(self, refused):
-        assert "does not know it yet" in refused(POLAR_AGENT_TAIL__0__PATH="/x")
+class TestTail:
+    def test_tables_are_read_from_the_file(self, read):
+        found = read(
+            '[[tail]]\npath = "/l/*.log"\nstart = "end"\nexclude = ["*.gz"]\n'
+            'defaults = { name = "n", metadata = { region = "eu" } }\n[[tail]]\npath = "/m/**"\n'
+        )
+        first, second = found.tail
+        assert (first.path, first.start, first.exclude) == ("/l/*.log", "end", ("*.gz",))
+        assert first.defaults == {"name": "n", "metadata": {"region": "eu"}}
+        assert (second.path, second.start) == ("/m/**", "beginning")
+
+    def test_tables_are_read_from_nested_variables_and_from_json(self, read):
+        nested = {"POLAR_AGENT_TAIL__0__PATH": "/x", "POLAR_AGENT_TAIL__0__DEFAULTS__NAME": "n"}
+        (table,) = read(**nested).tail
+        assert (table.path, table.defaults) == ("/x", {"name": "n"})
+        (table,) = read(POLAR_AGENT_TAIL='[{"path": "/y", "start": "end"}]').tail
+        assert (table.path, table.start) == ("/y", "end")
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ('start = "end"', ("tail.0.path", "missing")),
+            ('path = "logs/*.log"', ("tail.0.path", "'logs/*.log'", "not absolute")),
+            ('path = "/x"\nstart = "middle"', ("tail.0.start", "'middle'", "beginning, end")),
+            ('path = "/x"\nexcludes = []', ("tail.0.excludes", "did you mean exclude")),
+            ('path = "/x"\ndefaults = { user = "u" }', ("tail.0.defaults.user", "metadata")),
+            ('path = "/x"\ndefaults = { name = 1 }', ("tail.0.defaults.name", "1", "quotes")),
+        ],
+    )
+    def test_what_is_wrong_is_named_with_its_place_value_and_mend(self, refused, text, expected):
+        told = refused(f"[[tail]]\n{text}")
+        assert all(part in told for part in expected), told
 
 
 class TestApi:

@@ -1,0 +1,130 @@
+"""The files that have a checkpoint: all that is remembered of them, and the recognition of others by it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from agent.tail import recognition
+from agent.tail.identity import HEAD_BYTES, fingerprint, fingerprint_of, head_lines
+from agent.tail.recognition import Decision, Newcomer, State, recognise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.queue import Checkpoint
+    from agent.tail.open_file import OpenFile
+
+_MOST_ALIKE = 64
+MOST = 10_000
+"""So many files are remembered that are no more there."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """How a file that is open stands: its state, and its size in bytes."""
+
+    state: State
+    size: int
+
+
+class KnownFiles:
+    """Checkpoints by identity, as of what was handed to the writer.
+
+    Args:
+        checkpoints: as the queue has them.
+        standing: returns how the open file of an identity stands; None when none is open.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint], standing: Callable[[str], Standing | None]) -> None:
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._alike: dict[str, set[str]] = defaultdict(set)
+        self._cut: dict[str, float] = {}
+        self._standing = standing
+        for checkpoint in checkpoints:
+            self.put(checkpoint)
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Remember how far a file is read."""
+        if checkpoint.id not in self._checkpoints:
+            self._alike[fingerprint_of(checkpoint.id)].add(checkpoint.id)
+        self._checkpoints[checkpoint.id] = checkpoint
+
+    def get(self, identity: str) -> Checkpoint | None:
+        """Return the checkpoint of a file."""
+        return self._checkpoints.get(identity)
+
+    def all(self) -> list[Checkpoint]:
+        """Return all checkpoints."""
+        return list(self._checkpoints.values())
+
+    def cut(self, identity: str, now: float) -> None:
+        """Note that a file's inode has other bytes now."""
+        self._cut[identity] = now
+
+    def found(self, identity: str) -> None:
+        """Note that the bytes of such a file were found elsewhere."""
+        self._cut.pop(identity, None)
+
+    def no_longer_cut(self, before: float) -> None:
+        """Give up waiting for the bytes of files that were cut before this moment."""
+        self._cut = {identity: since for identity, since in self._cut.items() if since >= before}
+
+    def state(self, identity: str) -> State:
+        """Return how a file stands."""
+        standing = self._standing(identity)
+        if standing is not None:
+            return standing.state
+        return State.CUT if identity in self._cut else State.GONE
+
+    def meet(
+        self, path: str, key: tuple[int, int], file: OpenFile, *, settled: bool, whole: bool
+    ) -> Decision | None:
+        """Decide what a file is; None while too little of it is there.
+
+        Args:
+            path: where it is, for people.
+            key: device and inode.
+            file: its bytes.
+            settled: it has not changed for a while.
+            whole: nothing will be added to it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        head = file.read(0, HEAD_BYTES)
+        mark = fingerprint(head, whole=whole)
+        if mark is None:
+            return None
+        newcomer = Newcomer(path, *key, mark, compressed=file.compressed, settled=settled)
+        size = None if file.compressed else file.status().st_size
+        known = []
+        alike = [self._checkpoints[identity] for identity in self._alike.get(mark, ())]
+        alike.sort(key=lambda at: at.last_line_at or 0.0, reverse=True)
+        for at in alike[:_MOST_ALIKE]:
+            identity = at.id
+            tail = file.read(at.offset - at.tail_bytes, at.tail_bytes)
+            matches, telling = recognition.compare(
+                at, head_lines(head), size, crc32(tail) if len(tail) == at.tail_bytes else None
+            )
+            standing = self._standing(identity)
+            outgrown = standing is not None and size is not None and size > standing.size
+            known.append(
+                recognition.Known(at, self.state(identity), matches, telling=telling, outgrown=outgrown)
+            )
+        return recognise(newcomer, known, self._alike.get(mark, ()))
+
+    def superfluous(self) -> list[str]:
+        """Return the identities of files that are not to be remembered any longer, and forget them."""
+        if len(self._checkpoints) <= MOST:
+            return []
+        gone = [one for one in self._checkpoints.values() if one.done and self._standing(one.id) is None]
+        gone.sort(key=lambda one: one.last_line_at or 0.0)
+        names = [one.id for one in gone[: len(self._checkpoints) - MOST]]
+        for name in names:
+            del self._checkpoints[name]
+            self._alike[fingerprint_of(name)].discard(name)
+            self._cut.pop(name, None)
+        return names

@@ -1,0 +1,211 @@
+"""Makes events of a block of a file's lines: what is fine, stamped; what is not, as dead letters. Pure.
+
+There is no producer to tell of a mistake. So a line that is refused becomes a dead letter that
+says where it stands; mended, it can be sent from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from agent.queue import DeadLetter
+from agent.refusal import Refusal, too_long
+from agent.shape import Shapes
+from agent.tail.identity import BOM, line_id, line_ids
+
+if TYPE_CHECKING:
+    from agent.event import Checker
+    from agent.tail import Table
+
+_BLANK = b" \t\r\n"
+_MOST_TEXT = 64 * 1024
+_CUSTOMER = ("customer_id", "external_customer_id")
+
+
+class Place(NamedTuple):
+    """Where a block stands.
+
+    Attributes:
+        identity: of its file.
+        path: of its file, for people.
+        offset: where it begins.
+        line: how many lines are before it; None when nobody counted.
+    """
+
+    identity: str
+    path: str
+    offset: int
+    line: int | None
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of a block.
+
+    Attributes:
+        groups: accepted lines that are due, joined by newlines, with their count.
+        held: accepted lines that are not due yet, with their moments in Unix milliseconds.
+        letters: the refused lines.
+        lines: how many lines the block has, blank ones included.
+    """
+
+    groups: list[tuple[bytes, int]] = field(default_factory=list)
+    held: list[tuple[int, bytes]] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    lines: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many lines were not blank."""
+        return sum(count for _, count in self.groups) + len(self.held) + len(self.letters)
+
+
+class _Ids:
+    """The ids of all lines of a block that has none but whole ones; made when they are needed."""
+
+    def __init__(self, place: Place, block: bytes) -> None:
+        self._place = place
+        self._block = block
+        self._all: list[bytes] = []
+
+    def __call__(self, start: int, stop: int) -> list[bytes]:
+        """Return those from one line to another."""
+        if not self._all:
+            lines = self._block.split(b"\n")[:-1]
+            self._all = line_ids(self._place.identity, self._place.offset, lines)
+        return self._all if (start, stop) == (0, len(self._all)) else self._all[start:stop]
+
+
+class _Line(NamedTuple):
+    """One line that is not blank: its number in the block from 1, where it begins, and its text."""
+
+    number: int
+    offset: int
+    text: bytes
+
+
+class Taking:
+    """Takes lines of the files of one `[[tail]]`.
+
+    Args:
+        checker: what Polar takes and what it refuses.
+        table: for its defaults.
+    """
+
+    def __init__(self, checker: Checker, table: Table) -> None:
+        # What a checker has learned is one thread's own.
+        self._checker = replace(checker, shapes=Shapes())
+        self._max_line_bytes = checker.max_line_bytes
+        metadata = table.defaults.get("metadata", {})
+        self._defaults = {
+            key: msgspec.Raw(msgspec.json.encode(value))
+            for key, value in table.defaults.items()
+            if key != "metadata"
+        }
+        self._metadata = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in metadata.items()}
+
+    def take(self, place: Place, block: bytes, *, now: float, wall: float) -> Taken:
+        """Check and stamp whole lines.
+
+        Args:
+            place: where they stand.
+            block: the lines, each with its newline.
+            now: Unix time in seconds by the server's clock.
+            wall: the same by ours.
+        """
+        if not (self._defaults or self._metadata) and len(block) <= self._max_line_bytes:
+            ids = _Ids(place, block)
+            checked = self._checker.check_block(block, now, ids)
+            if checked is not None:
+                return Taken(checked.groups, checked.held, [], block.count(b"\n"))
+        return self._line_by_line(place, block, now, wall)
+
+    def too_long(self, place: Place, beginning: bytes, *, wall: float) -> DeadLetter:
+        """Return the dead letter of a line of which only the beginning was read."""
+        return _letter(place, _Line(1, place.offset, beginning), too_long(self._max_line_bytes), wall)
+
+    def _line_by_line(self, place: Place, block: bytes, now: float, wall: float) -> Taken:
+        """Look at each line on its own."""
+        taken = Taken()
+        lines: list[_Line] = []
+        refused: list[tuple[_Line, Refusal]] = []
+        offset = place.offset
+        for number, raw in enumerate(block.split(b"\n")[:-1], 1):
+            text = (raw.removeprefix(BOM) if offset == 0 else raw).strip(_BLANK)
+            if len(text) > self._max_line_bytes:
+                refused.append((_Line(number, offset, text), too_long(self._max_line_bytes)))
+            elif text:
+                lines.append(_Line(number, offset, text))
+            offset += len(raw) + 1
+            taken.lines = number
+        ids = [line_id(place.identity, line.offset, line.text) for line in lines]
+        filled = [self._filled(line.text) for line in lines]
+        checked = self._checker.check_lines(filled, now, lambda start, stop: ids[start:stop])
+        taken.groups, taken.held = checked.groups, checked.held
+        for line, fate in zip(lines, checked.fates, strict=True):
+            refused.extend((line, why) for _, why in fate.refused)
+        refused.sort(key=lambda item: item[0].offset)
+        taken.letters = [_letter(place, line, why, wall) for line, why in refused]
+        return taken
+
+    def _filled(self, line: bytes) -> bytes:
+        """Return a line with the defaults in it that it lacks; as it is where it cannot be read."""
+        if not (self._defaults or self._metadata):
+            return line
+        try:
+            members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+            added = self._missing(members)
+            if self._metadata:
+                given = bytes(members.get("metadata", b"null"))
+                own = {} if given == b"null" else msgspec.json.decode(given, type=dict[str, msgspec.Raw])
+                if not self._metadata.keys() <= own.keys():
+                    added["metadata"] = msgspec.Raw(msgspec.json.encode(self._metadata | own))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return line
+        return msgspec.json.encode(members | added) if added else line
+
+    def _missing(self, members: dict[str, Any]) -> dict[str, msgspec.Raw]:
+        """Return the defaults that an event lacks; one that names its customer lacks no customer."""
+        has_customer = any(bytes(members.get(key, b"null")) != b"null" for key in _CUSTOMER)
+        return {
+            key: value
+            for key, value in self._defaults.items()
+            if bytes(members.get(key, b"null")) == b"null" and not (key in _CUSTOMER and has_customer)
+        }
+
+
+def _letter(place: Place, line: _Line, why: Refusal, wall: float) -> DeadLetter:
+    """Return the dead letter of a refused line."""
+    text = line.text[:_MOST_TEXT]
+    own_id, name = _told(text)
+    where = ".".join(map(str, why.loc))
+    return DeadLetter(
+        event=text.decode("utf-8", "backslashreplace"),
+        external_id=own_id or line_id(place.identity, line.offset, line.text).decode(),
+        name=name,
+        status=0,
+        reason=f"{where}: {why.msg}" if where else why.msg,
+        errors=[{"type": why.type, "loc": list(why.loc), "msg": why.msg}],
+        attempts=0,
+        first_attempt=wall,
+        died_at=wall,
+        batch="",
+        path=place.path,
+        line=None if place.line is None else place.line + line.number,
+        offset=line.offset,
+    )
+
+
+def _told(text: bytes) -> tuple[str, str]:
+    """Return an event's own id and its name, as far as they can be read; else empty text."""
+    try:
+        members: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", ""
+    if not isinstance(members, dict):
+        return "", ""
+    own_id, name = members.get("external_id"), members.get("name")
+    return own_id if isinstance(own_id, str) else "", name if isinstance(name, str) else ""

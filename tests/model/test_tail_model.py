@@ -1,0 +1,236 @@
+"""Any sequence of writing, rotating, reading, being killed and starting again: each line once.
+
+A program writes numbered lines to `app.log`, in pieces as it likes; somebody rotates it in every
+way there is; the tail looks when it looks, and is killed when it is. In the end every line
+that was not destroyed before it could be read is in the queue exactly once, under one id.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.tails import Desk, line
+
+from agent.tail import Table
+
+KEPT = 4
+
+
+class Machine:
+    """A directory with a log, its writer, its rotation, and a tail."""
+
+    def __init__(self, directory: Path, pattern: str, *, timed: bool) -> None:
+        self.directory = directory
+        self.log = directory / "app.log"
+        self.desk = Desk(directory, Table(str(directory / pattern)))
+        self.timed = timed
+        self.finds_all = "*" in pattern
+        self.seen: set[int] = set()
+        self.unlinked = False
+        self.made = 0
+        self.writer = self.log.open("ab", buffering=0)
+        self.rest = b""
+        self.perhaps: set[str] = set()
+        self.all: list[str] = []
+
+    # -- the program that writes ---------------------------------------------------------
+
+    def new_line(self) -> bytes:
+        self.made += 1
+        self.all.append(str(self.made))
+        if self.is_out_of_reach(os.fstat(self.writer.fileno())):
+            self.perhaps.add(str(self.made))
+        more = {"timestamp": f"2026-01-01T00:00:00.{self.made:06}Z"} if self.timed else {}
+        return line(self.made, filler="x" * (self.made * 7 % 50), **more)
+
+    def write(self, count: int = 1) -> None:
+        data = self.rest + b"".join(self.new_line() for _ in range(count))
+        self.rest = b""
+        self.writer.write(data)
+
+    def write_much(self) -> None:
+        self.write(60)
+
+    def write_part(self) -> None:
+        """Write a part of a line; the rest of it comes with the next write."""
+        if not self.rest:
+            data = self.new_line()
+            cut = self.made * 13 % (len(data) - 1) + 1
+            self.writer.write(data[:cut])
+            self.rest = data[cut:]
+
+    def end_line(self) -> None:
+        if self.rest:
+            self.writer.write(self.rest)
+            self.rest = b""
+
+    def reopen(self) -> None:
+        """Follow the name, as programs do that are told to; they end their line first."""
+        self.end_line()
+        self.writer.close()
+        self.writer = self.log.open("ab", buffering=0)
+
+    def is_out_of_reach(self, file: os.stat_result) -> bool:
+        """Tell whether a file is at a place where nobody looks, and was not seen before it came there."""
+        if file.st_ino in self.seen:
+            return False
+        here = self.log.exists() and self.log.stat().st_ino == file.st_ino
+        return not file.st_nlink or not (here or self.finds_all or self.knows_the_log())
+
+    def knows_the_log(self) -> bool:
+        """Tell whether a line of the log was taken for good: then its rotated files are looked for."""
+        return any(checkpoint.last_line_at for checkpoint in self.desk.queue.checkpoints())
+
+    def may_be_lost(self) -> None:
+        """Note that all that is not taken for good may be lost from here on."""
+        self.perhaps |= set(self.all) - set(self.desk.names())
+
+    # -- rotation --------------------------------------------------------------------------
+
+    def shift(self) -> None:
+        """Give older files the next number; the oldest goes."""
+        for number in range(KEPT, 0, -1):
+            for end in ("", ".gz"):
+                path = self.log.with_name(f"app.log.{number}{end}")
+                if path.exists() and number == KEPT:
+                    self.destroy(path)
+                elif path.exists():
+                    path.rename(self.log.with_name(f"app.log.{number + 1}{end}"))
+
+    def destroy(self, path: Path) -> None:
+        """Remove a file; what nobody has read by then may be gone."""
+        self.may_be_lost()
+        path.unlink()
+
+    def rename(self) -> None:
+        """Rotate: rename, create; the writer goes on with the old file until it is told."""
+        if self.log.exists():
+            self.shift()
+            self.log.rename(self.log.with_name("app.log.1"))
+            if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+                self.may_be_lost()
+        self.log.touch()
+
+    def rotate(self) -> None:
+        """Rotate, and have the writer follow at once."""
+        self.rename()
+        self.reopen()
+
+    def copytruncate(self) -> None:
+        if (
+            self.rest
+            or not self.log.exists()
+            or not os.path.samestat(self.log.stat(), os.fstat(self.writer.fileno()))
+        ):
+            self.reopen()
+        self.shift()
+        shutil.copy(self.log, self.log.with_name("app.log.1"))
+        os.truncate(self.log, 0)
+        if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+            self.may_be_lost()
+
+    def copy_then_truncate(self) -> None:
+        """The same, with a look in between."""
+        self.reopen()
+        self.shift()
+        shutil.copy(self.log, self.log.with_name("app.log.1"))
+        self.look()
+        os.truncate(self.log, 0)
+        if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+            self.may_be_lost()
+
+    def compress(self) -> None:
+        """Compress the youngest of the older files that nobody writes to."""
+        for number in range(1, KEPT + 2):
+            path = self.log.with_name(f"app.log.{number}")
+            if path.exists() and not os.path.samestat(path.stat(), os.fstat(self.writer.fileno())):
+                times = path.stat()
+                packed = path.with_name(path.name + ".gz")
+                packed.write_bytes(gzip.compress(path.read_bytes()))
+                os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
+                path.unlink()
+                return
+
+    def truncate(self) -> None:
+        """Empty the file; what nobody has read by then may be gone."""
+        self.end_line()
+        self.may_be_lost()
+        if self.log.exists():
+            os.truncate(self.log, 0)
+
+    def delete(self) -> None:
+        """Remove the file; likewise."""
+        self.end_line()
+        self.may_be_lost()
+        self.unlinked = True
+        self.log.unlink(missing_ok=True)
+
+    def recreate(self) -> None:
+        self.delete()
+        self.reopen()
+
+    # -- the tail ----------------------------------------------------------------------------
+
+    def look(self) -> None:
+        self.desk.look()
+        self.seen = {file["inode"] for file in self.desk.tail.status()["files"]}
+
+    def commit(self) -> None:
+        self.desk.commit()
+
+    def settle(self) -> None:
+        self.desk.settle()
+        self.look()
+
+    def kill(self) -> None:
+        self.seen.clear()
+        if self.unlinked or not (self.finds_all or self.knows_the_log()):
+            self.may_be_lost()
+        self.unlinked = False
+        self.desk.restart()
+
+    def end(self) -> None:
+        """Write the last line to its end, and let everything be read."""
+        self.reopen()
+        self.desk.settle(4)
+        self.desk.settle(16)
+
+
+ACTIONS = [
+    "write", "write", "write_much", "write_part", "end_line", "reopen", "rename", "rotate", "copytruncate",
+    "copy_then_truncate", "compress", "truncate", "delete", "recreate", "look", "look", "commit", "settle",
+    "kill",
+]  # fmt: skip
+
+COPYING = {"copytruncate", "copy_then_truncate"}
+
+
+@pytest.mark.parametrize("pattern", ["app.log", "app.log*", "**"])
+@given(actions=st.lists(st.sampled_from(ACTIONS), max_size=25), timed=st.booleans())
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_line_is_taken_once_whatever_happens(pattern: str, actions: list[str], timed: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        machine = Machine(Path(directory), pattern, timed=timed)
+        try:
+            for action in actions:
+                getattr(machine, action)()
+            machine.end()
+            names = machine.desk.names()
+            assert sorted(set(machine.all) - machine.perhaps - set(names), key=int) == [], "lost"
+            # A copy of lines that carry no time may not be known from new lines: better twice than never.
+            if timed or not COPYING & set(actions):
+                assert sorted(name for name in set(names) if names.count(name) > 1) == [], "twice"
+            assert set(names) <= set(machine.all)
+            assert not list(machine.desk.queue.dead_letters())
+            books = machine.desk.queue.books()
+            assert books.accepted == len(names)
+        finally:
+            machine.writer.close()
+            machine.desk.close()

@@ -1,0 +1,130 @@
+"""A tail without threads, on a queue that outlives it: every step is taken by the test."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from agent.capacity import Limits
+from agent.event import Checker
+from agent.queue.memory import MemoryQueue
+from agent.tail import Table
+from agent.tail.tail import Tail
+from agent.writer import Writer
+from support.clock import FakeClock
+from support.queues import chunks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.queue import Queue
+
+
+class Moments(FakeClock):
+    """Waiting is over at once, but the time of day is real: it is compared with that of files."""
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class Unwatched:
+    """No inotify: everything is found by looking."""
+
+    descriptor = None
+
+    def follow(self, directories: object) -> set[str]:
+        del directories
+        return set()
+
+    def events(self) -> tuple[list[Any], bool]:
+        return [], False
+
+    def close(self) -> None:
+        pass
+
+
+class Desk:
+    """A tail, a writer and a queue.
+
+    Args:
+        directory: where the files are.
+        tables: what is tailed; everything in the directory if not given.
+        queue: where lines go.
+    """
+
+    def __init__(self, directory: Path, *tables: Table, queue: Queue | None = None, **limits: int) -> None:
+        self.directory = directory
+        self.tables = tables or (Table(str(directory / "*")),)
+        self.queue = queue or MemoryQueue()
+        self.max_line_bytes = limits.get("max_line_bytes", 256 * 1024)
+        self.max_bytes = limits.get("max_bytes", 1 << 40)
+        self.clock = Moments()
+        self.start()
+
+    def start(self) -> None:
+        """Start, as a process does."""
+        limits = Limits(self.max_bytes, 0, self.directory)
+        self.writer = Writer(self.queue, limits, self.clock, on_commit=lambda _: None, on_room=lambda: None)
+        self.tail = Tail(
+            self.tables,
+            Checker(max_line_bytes=self.max_line_bytes),
+            self.writer,
+            self.queue,
+            self.clock,
+            server_now=self.clock.wall,
+            queue_max_bytes=self.max_bytes,
+            watch=Unwatched(),
+        )
+
+    def kill(self) -> None:
+        """End at once: what is not committed is gone."""
+        self.tail.close()
+
+    def restart(self) -> None:
+        """Be killed and start again."""
+        self.kill()
+        self.start()
+
+    def look(self) -> None:
+        """Read for one step, after a moment; nothing is committed yet."""
+        self.clock.advance(0.3)
+        self.tail.step(0)
+
+    def commit(self) -> None:
+        """Make durable what was read."""
+        self.writer.step()
+
+    def settle(self, seconds: float = 2.0) -> None:
+        """Let so much time pass, and everything happen that happens in it."""
+        for _ in range(int(seconds / 0.3) + 1):
+            self.look()
+            self.commit()
+
+    def close(self) -> None:
+        self.tail.close()
+
+    # -- what came of it -----------------------------------------------------------------
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what is in the queue, in order."""
+        return [json.loads(line) for _, chunk in chunks(self.queue) for line in chunk.lines.split(b"\n")]
+
+    def names(self) -> list[str]:
+        """Return the names of the events, in order."""
+        return [event["name"] for event in self.events()]
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """Return how each file stands, by the last part of its path."""
+        return {file["path"].rpartition("/")[2]: file for file in self.tail.status()["files"]}
+
+
+def line(name: object, **fields: Any) -> bytes:
+    """Return a line with an event of this name."""
+    return json.dumps({"name": str(name), "external_customer_id": "c", **fields}).encode() + b"\n"
+
+
+def append(path: Path, *lines: bytes) -> None:
+    """Write to the end of a file, as programs that log do."""
+    with path.open("ab") as file:
+        file.write(b"".join(lines))

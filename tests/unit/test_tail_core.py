@@ -1,0 +1,238 @@
+"""Identity, ids, blocks and recognition of tailed files: pure functions."""
+
+from __future__ import annotations
+
+import zlib
+from hashlib import blake2b
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.queues import checkpoint_of
+from support.tails import line
+
+from agent.event import Checker
+from agent.tail import Table, identity
+from agent.tail.block import Kind, advance, next_block
+from agent.tail.glob import excluder, find
+from agent.tail.recognition import Act, Bytes, Known, Newcomer, State, recognise
+from agent.tail.taking import Place, Taking
+
+PLACE = Place("00112233445566aa-0", "/var/log/app.log", 0, 0)
+
+
+def take(block: bytes, *, defaults: dict | None = None, most: int = 1000, place: Place = PLACE):
+    taking = Taking(Checker(max_line_bytes=most), Table("/x", defaults=defaults or {}))
+    return taking.take(place, block, now=1.8e9, wall=1.8e9)
+
+
+def events(taken) -> list[dict]:
+    lines = b"\n".join(lines for lines, _ in taken.groups)
+    return [msgspec.json.decode(one) for one in lines.split(b"\n")] if lines else []
+
+
+# -- the contract of ids: what is here must hold for ever ------------------------------------
+
+
+def test_the_id_of_a_line_is_that_of_version_1_of_the_contract() -> None:
+    first = b'{"name":"a","external_customer_id":"c"}'
+    fingerprint = blake2b(first, digest_size=8).hexdigest()
+    assert identity.fingerprint(first + b"\nmore") == fingerprint == "507cf709faf682f8"
+
+    taken = take(first + b"\n" + first + b"\n", place=Place(f"{fingerprint}-0", "/x", 0, 0))
+
+    assert [event["external_id"] for event in events(taken)] == [
+        f"t1-{fingerprint}-0-0-{zlib.crc32(first):08x}",
+        f"t1-{fingerprint}-0-{len(first) + 1}-{zlib.crc32(first):08x}",
+    ]
+
+
+def test_blanks_and_a_byte_order_mark_change_no_content() -> None:
+    text = line("a")[:-1]
+    plain, odd = take(text + b"\n"), take(identity.BOM + b" " + text + b" \r\n")
+
+    assert events(plain)[0]["external_id"] == events(odd)[0]["external_id"]
+
+
+@given(
+    st.lists(
+        st.sampled_from([line("a"), line("b", x="ü"), b"\n", b" \r\n", line("c")[:-1] + b"\r\n"]), max_size=9
+    )
+)
+def test_ids_do_not_depend_on_where_blocks_are_cut(lines: list[bytes]) -> None:
+    whole = [event["external_id"] for event in events(take(b"".join(lines)))]
+    offset, single = 0, []
+    for one in lines:
+        single += [event["external_id"] for event in events(take(one, place=PLACE._replace(offset=offset)))]
+        offset += len(one)
+
+    assert single == whole
+
+
+def test_an_id_of_the_line_itself_stays() -> None:
+    assert events(take(line("a", external_id="mine")))[0]["external_id"] == "mine"
+    assert events(take(line("a", external_id="")))[0]["external_id"].startswith("t1-")
+
+
+# -- taking ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (b"nonsense", "json_invalid"),
+        (b'{"name":"x"}', "missing"),
+        (b"\xff\xfe", "json_invalid"),
+        (line("a", pad="x" * 2000)[:-1], "too_long"),
+        (b'{"name":"a\\u0000","external_customer_id":"c"}', "invalid_characters"),
+    ],
+)
+def test_a_refused_line_is_a_letter_with_its_place(bad: bytes, kind: str) -> None:
+    taken = take(line("a") + b"\n" + bad + b"\n" + line("b"))
+
+    (letter,) = taken.letters
+    assert letter.errors[0]["type"] == kind
+    assert (letter.path, letter.line, letter.offset) == ("/var/log/app.log", 3, len(line("a")) + 1)
+    assert [event["name"] for event in events(taken)] == ["a", "b"]
+    assert taken.lines == 4
+
+
+def test_defaults_fill_in_what_a_line_lacks_and_nothing_else() -> None:
+    defaults = {"name": "d", "external_customer_id": "dc", "metadata": {"region": "eu", "n": 1}}
+    taken = take(
+        b'{"metadata":{"n":1.10},"x":1}\n{"name":"own","customer_id":"6a1f1c4e-94b9-4d0b-9f3a-0a5d1f6f7a11"}\n',
+        defaults=defaults,
+    )
+
+    first, second = events(taken)
+    assert (first["name"], first["external_customer_id"], first["metadata"]) == (
+        "d",
+        "dc",
+        {"region": "eu", "n": 1.1},
+    )
+    assert b'"n":1.10' in taken.groups[0][0]
+    assert second["name"] == "own"
+    assert "external_customer_id" not in second
+
+
+# -- blocks ------------------------------------------------------------------------------------
+
+
+def test_a_line_without_its_newline_is_held_and_taken_when_nothing_will_follow() -> None:
+    at = checkpoint_of("f-0")
+
+    assert next_block(at, b'{"a', 100).kind is Kind.PARTIAL
+    assert next_block(at, b'{"a', 100, final=True).kind is Kind.LINES
+
+
+def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
+    at = checkpoint_of("f-0")
+    block = next_block(at, b"x" * 200, 100)
+    assert block.kind is Kind.TOO_LONG
+    after = msgspec.structs.replace(advance(at, block, lambda size: b"x" * size, lines=0), skipping=True)
+
+    block = next_block(after, b"x" * after.tail_bytes + b"xx\nnext\n", 100)
+
+    assert (block.kind, block.data, block.ended) == (Kind.SKIPPED, b"xx\n", True)
+
+
+@pytest.mark.parametrize("data", [b"", b"one", b"one\ntwX\n", b"XXX\ntwo\nthree\n"])
+def test_a_file_that_is_shorter_or_other_than_it_was_has_changed(data: bytes) -> None:
+    text = b"one\ntwo\n"
+    at = advance(
+        checkpoint_of("f-0"), next_block(checkpoint_of("f-0"), text, 100), lambda size: text[:size], lines=2
+    )
+
+    assert next_block(at, text + b"three\n", 100).data == b"three\n"
+    assert next_block(at, data, 100).kind is Kind.CHANGED
+
+
+# -- recognition: the table, row by row -----------------------------------------------------
+
+F = "00112233445566aa"
+
+
+@pytest.mark.parametrize(
+    ("inode", "path", "state", "bytes_", "telling", "expected"),
+    [
+        (2, "/l/app.log", State.GONE, Bytes.SAME, False, Act.READ_ON),
+        (2, "/l/app.log", State.GONE, Bytes.OTHER, True, Act.BEGIN),
+        (2, "/l/app.log", State.CUT, Bytes.SAME, False, Act.BEGIN),
+        (9, "/l/other", State.LIVE, Bytes.SAME, True, Act.LEAVE),
+        (9, "/l/other", State.GONE, Bytes.SAME, True, Act.READ_ON),
+        (9, "/l/other", State.CUT, Bytes.SAME, True, Act.READ_ON),
+        (9, "/l/other", State.LIVE, Bytes.SHORTER, True, Act.LEAVE),
+        (9, "/l/other", State.CUT, Bytes.SHORTER, True, Act.LEAVE),
+        (9, "/l/other", State.GONE, Bytes.SHORTER, True, Act.READ_AGAIN),
+        (9, "/l/app.log.1", State.CUT, Bytes.SAME, False, Act.READ_ON),
+        (9, "/l/app.log.1", State.LIVE, Bytes.SAME, False, Act.WAIT),
+        (9, "/l/app.log.1", State.GONE, Bytes.SAME, False, Act.BEGIN),
+        (9, "/l/app.log", State.GONE, Bytes.SAME, False, Act.BEGIN),
+        (9, "/l/other", State.LIVE, Bytes.SAME, False, Act.BEGIN),
+    ],
+)
+def test_what_a_newcomer_is(  # noqa: PLR0917  # a row of the table
+    inode: int, path: str, state: State, bytes_: Bytes, telling: bool, expected: Act
+) -> None:
+    known = Known(checkpoint_of(f"{F}-0", path="/l/app.log"), state, bytes_, telling=telling)
+
+    decision = recognise(Newcomer(path, 1, inode, F), [known], [f"{F}-0"])
+
+    assert decision.act is expected
+    assert decision.identity == (f"{F}-1" if expected is Act.BEGIN else f"{F}-0")
+
+
+def test_a_compressed_file_whose_original_is_gone_is_that_file() -> None:
+    known = Known(checkpoint_of(f"{F}-0", path="/l/app.log.1"), State.GONE, Bytes.SAME)
+
+    assert recognise(Newcomer("/l/app.log.1.gz", 1, 9, F, compressed=True), [known], []).act is Act.READ_ON
+
+
+@pytest.mark.parametrize(
+    ("path", "original", "expected"),
+    [
+        ("/l/app.log.1", "/l/app.log", True),
+        ("/l/app.log.2.gz", "/l/app.log", True),
+        ("/l/app.log-20261124", "/l/app.log", True),
+        ("/l/app-20261124.log", "/l/app.log", True),
+        ("/l/0.log.20261124-101010", "/l/0.log", True),
+        ("/l/app-1.log", "/l/app.log", False),
+        ("/l/worker-2.log", "/l/worker-1.log", False),
+        ("/m/app.log.1", "/l/app.log", False),
+        ("/l/app.log", "/l/app.log", False),
+    ],
+)
+def test_names_that_rotation_gives(path: str, original: str, expected: bool) -> None:
+    assert identity.comes_of(path, original) is expected
+
+
+# -- patterns ----------------------------------------------------------------------------------
+
+
+def test_patterns_find_what_a_shell_finds(tmp_path) -> None:
+    for name in ("a.log", "b.txt", ".hidden.log", "x/c.log", "x/y/d.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+
+    def names(pattern: str) -> set[str]:
+        return {path.removeprefix(f"{tmp_path}/") for path in find(f"{tmp_path}/{pattern}").paths}
+
+    assert names("*.log") == {"a.log"}
+    assert names("**/*.log") == {"a.log", "x/c.log", "x/y/d.log"}
+    assert names("x/[cd].log") == {"x/c.log"}
+    assert find(f"{tmp_path}/none/*.log").problems == {f"{tmp_path}/none": "no such directory"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("*.gz", "/l/x/a.gz", True),
+        ("/l/**/a.*", "/l/a.gz", True),
+        ("/l/*", "/l/x/a.gz", False),
+        ("x/*", "/l/x/a.gz", True),
+    ],
+)
+def test_exclusion(pattern: str, path: str, expected: bool) -> None:
+    assert excluder([pattern])(path) is expected
