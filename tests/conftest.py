@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAMS = (
-    *("strace", "logrotate", "systemd-analyze", "dpkg-deb", "unshare", "setpriv", "man", "promtool", "chromium"),
+    *(
+        "strace",
+        "logrotate",
+        "systemd-analyze",
+        "dpkg-deb",
+        "unshare",
+        "setpriv",
+        "man",
+        "promtool",
+        "chromium",
+    ),
     *("curl", "node", "java", "perl", "rustc", "ruby", "php"),
 )
 """What some tests need beside Python; `.ci/run` installs all of it.

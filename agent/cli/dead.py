@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from agent.dead import Edit
     from agent.pipeline import Pipeline
+    from agent.queue import DeadLetter
     from agent.settings import Settings
 
 DESCRIPTION = (
