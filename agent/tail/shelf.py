@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from agent.tail import Table
     from agent.writer import Writer
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 512 * 1024
 _QUIET_SECONDS = 1.0
 """So long must a file be quiet that nobody writes to before it is closed."""
 _DOUBTFUL_SECONDS = 60.0
