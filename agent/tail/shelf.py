@@ -142,7 +142,7 @@ class Shelf:
         if not self._scanned:
             rotated += self._cut_meanwhile()
         # Those at the paths say first what they are, so that none of them is looked for elsewhere.
-        for key in seen:
+        for key in changed:
             self._know(self.files[key])
         if not self._scanned:
             rotated += self._lost()
