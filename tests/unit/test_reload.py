@@ -23,7 +23,10 @@ def test_what_is_bound_to_queue_and_socket_waits_for_a_restart(tmp_path):
     old = settings(tmp_path)
     new = settings(tmp_path, queue_dir=tmp_path / "other", flush_interval=5, socket_mode="0600")
 
-    assert changes(old, new) == (["flush_interval"], ["queue_dir", "socket_mode"])
+    assert changes(old, new) == (
+        ["flush_interval"],
+        ["api_socket_mode", "queue_dir", "socket_mode"],  # the API has the mode of the other socket
+    )
 
 
 def test_another_token_is_a_change(tmp_path):
