@@ -529,3 +529,4 @@ TestAnySequenceInMemory = AnySequence.TestCase
 TestAnySequenceInMemory.settings = _many
 TestAnySequenceOnDisk = AnySequenceOnDisk.TestCase
 TestAnySequenceOnDisk.settings = _many
+TestAnySequenceOnDisk = pytest.mark.timeout(900)(TestAnySequenceOnDisk)  # a slow disk is no failure
