@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from support.any_sequence import AnySequence
 from support.clock import FakeClock
 from support.damage import FILES, INDEX, KINDS, LOG, Truth, reports, survey, untouched, write
@@ -29,8 +29,8 @@ from agent.queue import Change, Settlement, store, wal
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 
-PARTS = 16
-SEQUENCES = 130  # of each part
+PARTS = 8
+SEQUENCES = 260  # of each part
 STEPS = 9
 MEMORY = Path("/dev/shm")  # noqa: S108  # where it is there, it is quicker than a disk
 _FRAME = 24 + 4096
@@ -128,26 +128,32 @@ class OnDisk(AnySequence):
 
     # -- damage ------------------------------------------------------------------------
 
-    @precondition(lambda self: self.chunks)
     @rule(seed=st.integers(0, 2**32))
     def corrupt_at_rest(self, seed: int) -> None:
-        self.corrupt(seed, closed=True)
+        self.corrupt(random.Random(seed), closed=True)
 
-    @precondition(lambda self: self.chunks)
     @rule(seed=st.integers(0, 2**32))
     def corrupt_after_a_crash(self, seed: int) -> None:
-        self.corrupt(seed, closed=False)
+        self.corrupt(random.Random(seed), closed=False)
 
-    def corrupt(self, seed: int, *, closed: bool) -> None:
-        """Damage one file, half of the times where a row is; start, and look what is left."""
-        chance, truth = random.Random(seed), Truth()
+    @rule(seed=st.integers(0, 2**32))
+    def corrupt_a_row_at_rest(self, seed: int) -> None:
+        self.corrupt(random.Random(seed), closed=True, row=True)
+
+    @rule(seed=st.integers(0, 2**32))
+    def corrupt_a_row_after_a_crash(self, seed: int) -> None:
+        self.corrupt(random.Random(seed), closed=False, row=True)
+
+    def corrupt(self, chance: random.Random, *, closed: bool, row: bool = False) -> None:
+        """Damage one file, anywhere or where a row is; start, and look what is left."""
+        truth = Truth()
         target = self.copied()
         if closed:
             self.queue.close()
             shutil.rmtree(target)
             target = self.copied()
         survey(target, truth)
-        if chance.random() < 0.5:
+        if row and truth.places:
             name, start, end = chance.choice(chance.choice(list(truth.places.values())))
             place = chance.randrange(start, end)
             hit = write(target / name, place, chance.randbytes(chance.choice([1, 4, min(60, end - place)])))

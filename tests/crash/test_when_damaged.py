@@ -1,0 +1,237 @@
+"""What a daemon does about damage, as the settings say: at the start, and while it runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from support.clock import FakeClock
+from support.damage import DATABASE, INDEX, LOCK, LOG, copy, reports, write
+from support.processes import PATIENCE, Line, Product, balanced, wait_until
+from support.queues import chunk_of
+
+from agent.errors import QueueError
+from agent.queue import Change, mend
+from agent.queue.disk import DiskQueue
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def event(name: str) -> dict[str, str]:
+    return {"name": "u", "external_customer_id": "c", "external_id": name}
+
+
+def send(product: Product, *names: str) -> None:
+    """Send events and wait until they are durable."""
+    line = Line(product.socket)
+    line.send(*map(event, names))
+    line.acked(len(names))
+    line.close()
+
+
+def spoil(directory: Path) -> None:
+    """Write zeros over the middle of a database."""
+    write(directory / DATABASE, 4096, bytes(8192))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Return what is in the files of the database."""
+    found = {path.name: path.read_bytes() for path in directory.iterdir() if path.name in (DATABASE, LOG)}
+    return {name: data for name, data in found.items() if data}
+
+
+@pytest.fixture
+def spoilt(product: Product) -> Product:
+    """A queue at rest that is damaged."""
+    with closing(DiskQueue(product.queue)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", "b")]))
+    spoil(product.queue)
+    return product
+
+
+@pytest.mark.parametrize("command", ["run", "flush"])
+def test_with_exit_a_damaged_queue_is_told_and_left_as_it_is(spoilt: Product, command: str) -> None:
+    spoilt.set(when_damaged="exit")
+    before = files(spoilt.queue)
+
+    done = spoilt.run(command)
+
+    assert done.returncode == 1
+    assert "it is damaged" in done.stderr
+    assert "as when_damaged says" in done.stderr
+    assert files(spoilt.queue) == before
+    assert not reports(spoilt.queue)
+
+
+def test_what_exit_left_alone_is_rescued_when_rescue_is_wanted(spoilt: Product) -> None:
+    spoilt.set(when_damaged="exit")
+    assert spoilt.run("run").returncode == 1
+    spoilt.set(when_damaged="rescue")
+    spoilt.start_emulator()
+
+    assert spoilt.run("flush").returncode == 0
+
+    assert [event["external_id"] for event in spoilt.stored()] == ["a", "b"]
+    assert len(reports(spoilt.queue)) == 1
+
+
+def test_with_exit_a_daemon_that_comes_upon_a_damaged_chunk_ends_and_changes_nothing_of_it(
+    product: Product,
+) -> None:
+    product.set(when_damaged="exit")
+    with closing(DiskQueue(product.queue)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", filler=30_000), chunk_of("b")]))
+        row = queue._cache.get(1)
+        queue._cache.set(1, row[:-1] + bytes([row[-1] ^ 1]))
+    product.start_emulator()
+    product.start_daemon(wait=False)
+    assert product.daemon is not None
+
+    assert product.daemon.wait(PATIENCE) == 1
+
+    assert "the queue is damaged: stopping, as when_damaged says" in product.log.read_text()
+    assert not reports(product.queue)
+    assert product.run("queue", "verify").returncode == 1
+
+
+@pytest.mark.parametrize("name", [DATABASE, LOG, INDEX, LOCK])
+@pytest.mark.parametrize("how", ["zeros", "cut", "bits"])
+def test_damage_to_any_file_of_a_running_daemon_costs_no_event_that_can_be_read_and_sends_nothing_else(
+    product: Product, name: str, how: str
+) -> None:
+    """It mends what it comes upon, or dies of it, as of an index that is cut while it is mapped."""
+    chance = random.Random(f"{name} {how}")
+    product.start_daemon()
+    assert product.daemon is not None
+    for number in range(40):
+        send(product, *(f"{number}-{part}" for part in range(chance.choice([1, 30]))))
+    path = product.queue / name
+    size = path.stat().st_size
+    if how == "cut":
+        with path.open("r+b") as file:
+            file.truncate(size // 3)
+    elif how == "zeros" and size:
+        write(path, size // 2 // 4096 * 4096, bytes(min(4096, size)))
+    elif size:
+        for _ in range(20):
+            place = chance.randrange(size)
+            write(path, place, bytes([path.read_bytes()[place] ^ 1 << chance.randrange(8)]))
+    accepted = {f"{number}-{part}" for number in range(40) for part in range(30)}
+    product.start_emulator()
+    taken = 0
+    for number in range(3):
+        if product.daemon.poll() is not None:
+            assert product.daemon.returncode in (-signal.SIGBUS, -signal.SIGSEGV), product.log.read_text()
+            product.start_daemon()
+        try:
+            send(product, f"later-{number}")
+            taken += 1
+        except (OSError, AssertionError):
+            wait_until(product.daemon.poll, what="the daemon's death")
+    if product.daemon.poll() is not None:
+        product.start_daemon()
+
+    flushed = product.run("flush", "--timeout", "30")
+
+    assert flushed.returncode == 0, flushed.stdout + product.log.read_text()
+    status = product.status()
+    assert balanced(status)
+    stored = [event["external_id"] for event in product.stored()]
+    assert len(set(stored)) == len(stored)
+    assert set(stored) <= accepted | {f"later-{number}" for number in range(3)}
+    assert len([name for name in stored if name.startswith("later")]) >= taken
+    assert product.stop_daemon() == 0
+    # What it did not come upon, the next start sees.
+    assert product.run("flush").returncode == 0
+    assert product.run("queue", "verify").returncode == 0
+
+
+# -- never for ever ----------------------------------------------------------------------
+
+
+def test_a_disk_that_spoils_one_database_after_the_other_is_given_up_for_an_hour(tmp_path: Path) -> None:
+    clock, directory = FakeClock(), tmp_path / "queue"
+    with closing(DiskQueue(directory, clock=clock)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+    for _ in range(3):
+        spoil(directory)
+        DiskQueue(directory, clock=clock).close()
+        clock.advance(60)
+    spoil(directory)
+
+    with pytest.raises(QueueError, match="rescued 3 times within an hour"):
+        DiskQueue(directory, clock=clock)
+
+    assert len(reports(directory)) == 3
+    clock.advance(3600)
+    DiskQueue(directory, clock=clock).close()
+    assert len(reports(directory)) == 4
+
+
+# -- damage to a rescue ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", range(4))
+@pytest.mark.parametrize("spoilt", ["cache.db", "report.json"])
+def test_a_rescue_that_was_broken_off_and_damaged_is_done_anew_from_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int, spoilt: str
+) -> None:
+    directory = tmp_path / "queue"
+    queue = DiskQueue(directory)
+    queue.commit(Change(appends=[chunk_of("a", filler=9000), chunk_of("b", filler=9000)]))
+    copy(directory, tmp_path / "killed")
+    queue.close()
+    directory = tmp_path / "killed"
+    spoil(directory)
+    left = [moved]
+    real = mend._move
+
+    def move(file: Path, target: Path) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(file, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mend, "_move", move)
+        with pytest.raises(KeyboardInterrupt):
+            DiskQueue(directory)
+    (rescued,) = directory.glob("rescued-*")
+    write(rescued / spoilt, 0, bytes(200))
+
+    with closing(DiskQueue(directory)) as queue:
+        assert queue.books().pending == 2
+        assert [queue.get(key) is not None for key in (1, 2)] == [True, True]
+
+    assert not list(directory.glob("rescued-*"))
+    assert len(list(directory.glob("quarantine-*"))) == 1
+
+
+# -- told --------------------------------------------------------------------------------
+
+
+def test_what_is_gone_is_counted_and_named_in_log_status_and_report(product: Product) -> None:
+    product.start_emulator()
+    with closing(DiskQueue(product.queue)) as queue:
+        queue.commit(Change(appends=[chunk_of(*range(7), filler=900), chunk_of("b")]))
+        row = queue._cache.get(1)
+    place = (product.queue / DATABASE).read_bytes().index(row[:60])
+    write(product.queue / DATABASE, place + 50, bytes(8))
+    spoil(product.queue)
+
+    product.start_daemon()
+    assert product.run("flush").returncode == 0
+
+    (path,) = reports(product.queue)
+    report = json.loads(path.read_text())
+    assert (report["damaged_chunks"], report["events_lost"]) == ([1], 7)
+    assert '"events_lost": 7' in product.log.read_text()
+    assert str(path.parent) in product.log.read_text()
+    told = product.run("status").stdout
+    assert "7 of the dropped were lost to damage" in told
+    assert product.status()["ledger"]["dropped"] == 7
