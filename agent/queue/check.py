@@ -58,10 +58,16 @@ _DAMAGED_AFTER_ALL = {
 }
 
 
+SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What a statement on a damaged database may raise: SQLite may put damaged text into its message."""
+
+
 def is_damage(error: BaseException | None) -> bool:
     """Tell whether an error of SQLite means that the database is not what was written."""
     while error is not None:
-        if isinstance(error, sqlite3.Error) and _tells_of_damage(error):
+        if isinstance(error, UnicodeDecodeError) or (
+            isinstance(error, sqlite3.Error) and _tells_of_damage(error)
+        ):
             return True
         # When a rollback fails in its turn, the first error stands behind that one.
         error = error.__context__
@@ -117,7 +123,7 @@ def probe(directory: Path, seen: wal.Glance) -> str | None:
             problem = _wrong_rows(db) or _cut_short(directory, db, seen)
             if seen.lost(taken := _taken(directory)):
                 problem = f"{LOG} is damaged behind frame {taken}"
-    except sqlite3.Error as error:
+    except SQL_ERRORS as error:
         return f"{DATABASE}: {error}" if is_damage(error) else None
     return problem
 

@@ -391,10 +391,11 @@ class DiskQueue:
 
     def close(self) -> None:
         """Let go of the store (this thread's hold on it; the others end with their threads)."""
-        self._backfill.close()
+        with self._write:  # which another thread may be about to do
+            self._backfill.close()
+            self._ballast.keep()
         if self._cache is not None:
             self._cache.close()
-        self._ballast.keep()
 
     def _store(self) -> Cache:
         """Return the store; open it where that was left undone."""

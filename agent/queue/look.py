@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from agent.errors import QueueError, reason_of
 from agent.queue import wal
-from agent.queue.check import DATABASE, INDEX, LOG, glance, is_damage, refuse_empty
+from agent.queue.check import DATABASE, INDEX, LOG, SQL_ERRORS, glance, is_damage, refuse_empty
 from agent.queue.rows import FORMAT, META, DamagedRowError, Meta, unseal
 
 if TYPE_CHECKING:
@@ -62,16 +62,16 @@ def reading(directory: Path) -> Iterator[None]:
     """Turn SQLite's exceptions into ours."""
     try:
         yield
-    except sqlite3.Error as error:
+    except SQL_ERRORS as error:
         hint = _DAMAGE_HINT if is_damage(error) else "is the directory readable for you?"
         raise QueueError("read the queue", str(directory), reason_of(error), hint) from error
 
 
 def format_of(directory: Path) -> int:
     """Return the format of a queue; 0 when there is none, or it cannot be read."""
-    with contextlib.suppress(sqlite3.Error, DamagedRowError), contextlib.closing(connect(directory)) as db:
+    with contextlib.suppress(*SQL_ERRORS, DamagedRowError), contextlib.closing(connect(directory)) as db:
         for (row,) in db.execute("SELECT value FROM Cache WHERE key = ? AND raw = 1", (META,)):
-            return unseal(META, row if isinstance(row, bytes) else b"", Meta).format
+            return unseal(META, row, Meta).format
     return 0
 
 

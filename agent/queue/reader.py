@@ -94,7 +94,7 @@ class DiskReader:
     def _unseal(self, key: str, row: object, kind: type[_Record]) -> _Record:
         """Return the record of a row."""
         try:
-            return unseal(key, row if isinstance(row, bytes) else b"", kind)
+            return unseal(key, row, kind)
         except DamagedRowError as error:
             raise look.damaged(self._directory, f"{key} is damaged: {error}") from error
 

@@ -12,7 +12,6 @@ list is taken: to send an event again is harmless, to forget it is not.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections import defaultdict
 from functools import partial
 from itertools import islice
@@ -26,6 +25,7 @@ from agent.queue.pages import Cell, Pages
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, META, DamagedRowError, Meta, number_of, unseal
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -182,7 +182,7 @@ class _Sql:
     def __init__(self, directory: Path, seen: wal.Glance, *, outside: bool) -> None:
         self.rowids: dict[int | str, int] = {}
         self._db: sqlite3.Connection | None = None
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*check.SQL_ERRORS):
             self._db = look.connect(directory) if outside else check.connect(directory)
             self._db.text_factory = bytes
         list(self._rows("SELECT name FROM sqlite_master"))
@@ -202,7 +202,7 @@ class _Sql:
     def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         """Yield rows up to the first error."""
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*check.SQL_ERRORS):
                 yield from islice(self._db.execute(query, values), _MOST_ROWS)
 
     def close(self) -> None:

@@ -67,12 +67,14 @@ def seal(key: str, record: msgspec.Struct) -> bytes:
     return b'%b,"crc":"%08x"}' % (text[:-1], zlib.crc32(text, zlib.crc32(key.encode())))
 
 
-def unseal(key: str, row: bytes, kind: type[_T]) -> _T:
+def unseal(key: str, row: object, kind: type[_T]) -> _T:
     """Return the record of the row that stands under `key`.
 
     Raises:
         DamagedRowError: it is not what was written there.
     """
+    if not isinstance(row, bytes):
+        raise DamagedRowError("it is not bytes")
     found = _SEAL.search(row, max(0, len(row) - _SEAL_BYTES))
     try:
         if found is None:

@@ -17,7 +17,7 @@ import diskcache
 import msgspec
 
 from agent.errors import reason_of
-from agent.queue.check import DATABASE
+from agent.queue.check import DATABASE, SQL_ERRORS
 from agent.queue.rows import CHECKPOINT, DEAD, DamagedRowError, number_of, unseal
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _Record = TypeVar("_Record", bound=msgspec.Struct)
 
 Cache: TypeAlias = diskcache.Cache
 
-ERRORS = (sqlite3.Error, diskcache.Timeout, OSError)
+ERRORS = (*SQL_ERRORS, diskcache.Timeout, OSError)
 """What a call of a store may raise."""
 
 
@@ -101,7 +101,7 @@ def fill(directory: Path, rows: Iterator[tuple[int | str, bytes]]) -> None:
                 with cache.transact():
                     for key, row in batch:
                         cache.set(key, row)
-    except (sqlite3.Error, diskcache.Timeout) as error:
+    except (*SQL_ERRORS, diskcache.Timeout) as error:
         raise OSError(reason(error)) from error
     if [file.name for file in directory.iterdir()] != [DATABASE]:
         raise OSError("SQLite left its log behind")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent import chunk
 from agent.errors import QueueError, reason_of
 from agent.queue import Books, Checkpoint, Chunk, DeadLetter, look
-from agent.queue.check import DATABASE, LOG, ODD, glance, wrong_header
+from agent.queue.check import DATABASE, LOG, ODD, SQL_ERRORS, glance, wrong_header
 from agent.queue.mend import QUARANTINE, Report, read_report
 from agent.queue.rescue import Rescue
 from agent.queue.rows import BOOKS, CHECKPOINT, DAMAGED, DEAD, META, DamagedRowError, Meta, number_of, unseal
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -85,7 +85,7 @@ def _inspect(directory: Path) -> Findings:
             for (told,) in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
                 if told != "ok":
                     findings.wrong(f"SQLite: {told}")
-    except sqlite3.Error as error:
+    except SQL_ERRORS as error:
         findings.wrong(f"SQLite: {error}")
     look.refuse_newer(directory, findings.meta.format)
     books = findings.books

@@ -28,10 +28,9 @@ def event(name: str) -> dict[str, str]:
 
 def send(product: Product, *names: str) -> None:
     """Send events and wait until they are durable."""
-    line = Line(product.socket)
-    line.send(*map(event, names))
-    line.acked(len(names))
-    line.close()
+    with closing(Line(product.socket)) as line:
+        line.send(*map(event, names))
+        line.acked(len(names))
 
 
 def spoil(directory: Path) -> None:
