@@ -122,8 +122,9 @@ class OnDisk(AnySequence):
         else:
             write(target / LOG, torn, bytes(512 - 1) + b"\1")
         (target / INDEX).write_bytes(index)
+        before = reports(target)  # of damage that only the commit came upon
         self.start_at(target)
-        assert not reports(self.directory), "a commit that was never finished is no damage"
+        assert reports(target) == before, "a commit that was never finished is no damage"
         self.happened["power cut"] += 1
 
     # -- damage ------------------------------------------------------------------------
