@@ -18,6 +18,7 @@ or carried to another machine has the same lines.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import PurePath
@@ -116,6 +117,7 @@ def is_telling(head: Sequence[int], *, timed: bool) -> bool:
     return bool(head) and (timed or (len(head) >= _TELLING_LINES and len(set(head)) == len(head)))
 
 
+@lru_cache(4096)
 def family(path: str) -> tuple[str, str]:
     """Return a file's directory, and its name without what rotation and compression put into it."""
     pure = PurePath(path)

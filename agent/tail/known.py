@@ -41,6 +41,7 @@ class KnownFiles:
     def __init__(self, checkpoints: Iterable[Checkpoint], standing: Callable[[str], Standing | None]) -> None:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._alike: dict[str, set[str]] = defaultdict(set)
+        self._newest: dict[str, Checkpoint] = {}
         self._cut: dict[str, float] = {}
         self._standing = standing
         for checkpoint in checkpoints:
@@ -51,6 +52,11 @@ class KnownFiles:
         if checkpoint.id not in self._checkpoints:
             self._alike[fingerprint_of(checkpoint.id)].add(checkpoint.id)
         self._checkpoints[checkpoint.id] = checkpoint
+        newest = self._newest.get(checkpoint.path)
+        if checkpoint.last_line_at is not None and (
+            newest is None or checkpoint.last_line_at >= (newest.last_line_at or 0.0)
+        ):
+            self._newest[checkpoint.path] = checkpoint
 
     def get(self, identity: str) -> Checkpoint | None:
         """Return the checkpoint of a file."""
@@ -59,6 +65,14 @@ class KnownFiles:
     def all(self) -> list[Checkpoint]:
         """Return all checkpoints."""
         return list(self._checkpoints.values())
+
+    def newest(self) -> list[Checkpoint]:
+        """Return, of each path, the file that was read last there."""
+        return list(self._newest.values())
+
+    def newest_at(self, path: str) -> Checkpoint | None:
+        """Return the file that was read last at a path."""
+        return self._newest.get(path)
 
     def cut(self, identity: str, now: float) -> None:
         """Note that a file's inode has other bytes now."""
@@ -124,7 +138,9 @@ class KnownFiles:
         gone.sort(key=lambda one: one.last_line_at or 0.0)
         names = [one.id for one in gone[: len(self._checkpoints) - MOST]]
         for name in names:
-            del self._checkpoints[name]
+            path = self._checkpoints.pop(name).path
+            if path in self._newest and self._newest[path].id == name:
+                del self._newest[path]
             self._alike[fingerprint_of(name)].discard(name)
             self._cut.pop(name, None)
         return names

@@ -26,6 +26,7 @@ from agent.tail.identity import (
     HEAD_BYTES,
     TAIL_BYTES,
     comes_of,
+    family,
     head_lines,
     is_rotated,
     is_timed,
@@ -146,7 +147,8 @@ class Shelf:
             self._know(self.files[key])
         if not self._scanned:
             rotated += self._lost()
-            self._scanned = True
+        rotated += self._read_before()
+        self._scanned = True
         if rotated:
             changed.extend(self._look_beside(rotated))
         self._known.no_longer_cut(now - _CUT_SECONDS)
@@ -361,6 +363,9 @@ class Shelf:
                 at = self._at_end(tailed, at)
             tailed.from_end = False
             self._put(tailed, at, persist=at.offset > 0 or known is not None)
+            before = self._known.newest_at(at.path) if known is None and tailed.state is State.LIVE else None
+            if before is not None and self._scanned:
+                self._look_beside([before])
             return True
         return False
 
@@ -636,6 +641,22 @@ class Shelf:
             if not one.done and one.inode and one.id not in self._owners and self._table_of(one) is not None
         ]
 
+    def _read_before(self) -> list[Checkpoint]:
+        """Return what was read last at the paths where rotation may not be seen.
+
+        A file in which nothing was read yet has no checkpoint: neither its rotation while the agent is down
+        is seen, nor, of its lines, that they were copied and cut off between two looks. They are found
+        by being younger than what was read at this path before.
+        """
+        if not self._scanned:
+            return [one for one in self._known.newest() if self._table_of(one) is not None]
+        paths = {
+            shown(tailed.path)
+            for tailed in self.files.values()
+            if tailed.state is State.LIVE and tailed.at is None and not tailed.copy_of
+        }
+        return [one for one in map(self._known.newest_at, paths) if one is not None]
+
     def _look_beside(self, lost: Sequence[Checkpoint]) -> list[Key]:
         """Look in their directories for lost files, for copies of them, and for such as came and went unseen.
 
@@ -643,15 +664,17 @@ class Shelf:
             The keys of those that were found.
         """
         found = []
-        by_directory: dict[str, list[Checkpoint]] = {}
+        missing: dict[object, list[Checkpoint]] = {}
         for one in lost:
-            by_directory.setdefault(os.path.dirname(one.path), []).append(one)  # noqa: PTH120
-        for directory, missing in by_directory.items():
+            missing.setdefault(family(one.path), []).append(one)
+            missing.setdefault((one.device, one.inode), []).append(one)
+        for directory in {os.path.dirname(one.path): None for one in lost}:  # noqa: PTH120
             for path, status in _files_in(directory):
                 key = key_of(status)
                 if key in self.files:
                     continue
-                if any(self._take_up(path, status, one) for one in missing):
+                near = [*missing.get(family(shown(path)), ()), *missing.get(key, ())]
+                if any(self._take_up(path, status, one) for one in near):
                     found.append(key)
         return found
 
