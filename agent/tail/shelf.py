@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import stat
+import sys
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -431,6 +432,9 @@ class Shelf:
         if tailed is None or tailed.file is None or tailed.at is None:
             return None if tailed is None else Standing(tailed.state, tailed.size)
         at = tailed.at
+        if tailed.file.compressed:
+            # Files are compared by the bytes in them; how many those are is known at their end.
+            return Standing(tailed.state, at.offset if at.done else sys.maxsize)
         if at.done:
             return Standing(tailed.state, tailed.size)
         try:

@@ -217,6 +217,7 @@ COPYING = {"copytruncate", "copy_then_truncate"}
 @example(actions=["write", "copy_then_truncate", "rename", "settle", "kill", "write"], timed=False)
 @example(actions=["write", "look", "rotate", "settle", "write", "copytruncate"], timed=False)
 @example(actions=["write", "look", "rotate", "settle", "write", "copytruncate", "write"], timed=False)
+@example(actions=["write", "settle", "copytruncate", "write", "rotate", "compress"], timed=True)
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_line_is_taken_once_whatever_happens(pattern: str, actions: list[str], timed: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
