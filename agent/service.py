@@ -70,11 +70,15 @@ class Service:
         self._watch: Watch | None = None
         self._api: Api | None = None
         self._signals = Signals()
+        self._signals.take_hangups()
         self._notifier = Notifier(os.environ, os.getpid())
         self._allowed = AllowList(settings.allowed_users, settings.allowed_groups)
         self._damage: str | None = None
         self.pipeline = Pipeline(settings, clock, on_room=self._room_changed, on_damage=self._damage_found)
         passed = passed_sockets(os.environ, os.getpid())
+        # Before the socket: who sees it takes the daemon for started, and may signal it. Not
+        # sooner: to end at once is best while the queue is opened, which can take minutes.
+        self._signals.take_stops()
         try:
             bound = adopt(passed, settings.socket_path) or listen(
                 settings.socket_path,
@@ -122,7 +126,6 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit code."""
-        self._signals.install()
         _raise_file_limit()
         self.pipeline.start()
         self._collector.start()

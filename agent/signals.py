@@ -32,11 +32,17 @@ class Signals:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
 
-    def install(self) -> None:
-        """Take these signals from now on; for the main thread."""
+    def take_hangups(self) -> None:
+        """Take SIGHUP from now on; for the main thread.
+
+        Its default is to end the process, which nobody wants who asks for new settings.
+        """
+        signal.signal(signal.SIGHUP, self._on_reload)
+
+    def take_stops(self) -> None:
+        """Take SIGTERM and SIGINT from now on; for the main thread."""
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
-        signal.signal(signal.SIGHUP, self._on_reload)
 
     def wait(self, seconds: float) -> None:
         """Wait until a signal comes, or for so long."""

@@ -7,6 +7,8 @@ import os
 import pty
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 from support.processes import TOKEN, Line, wait_until
@@ -117,6 +119,32 @@ def test_a_new_allow_list_counts_for_the_next_connection(product, config):
     line = Line(product.socket)
     assert line.answers() == []
     line.close()
+
+
+EARLY = """
+import os, signal, sys
+from agent.clock import SystemClock
+from agent.service import Service
+from agent.settings import load
+
+service = Service(load(), SystemClock())
+os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+if sys.argv[1] == "SIGHUP":
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(service.run())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_signal_counts_as_soon_as_the_socket_is_there(product, name):
+    product.start_emulator("--token", TOKEN)
+
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, name], env=product.environ, capture_output=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert not product.socket.exists()
 
 
 @pytest.mark.usefixtures("config")
