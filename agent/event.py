@@ -25,7 +25,11 @@ from agent.stamp import Stamper, cut, groups, write_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from agent.reservation import Reservation
     from agent.seen import Seen
+
+    Memory = Seen | Reservation
+    """Knows what came lately."""
 
     Ids = Callable[[int, int], Sequence[bytes]]
     """Gives the ids for lines that carry none, from one line to another; blank lines do not count."""
@@ -103,7 +107,7 @@ class Checker:
     max_line_bytes: int = 256 * 1024
     shapes: Shapes = field(default_factory=Shapes, compare=False, repr=False)
 
-    def check(self, segments: Sequence[Segment], now: float, seen: Seen | None = None) -> Checked:
+    def check(self, segments: Sequence[Segment], now: float, seen: Memory | None = None) -> Checked:
         """Check and stamp every line of `segments`.
 
         Args:
@@ -137,7 +141,7 @@ class Checker:
         return self._sift(lines, now, None, ids)
 
     def _take(
-        self, data: bytes, now: float, seen: Seen | None, ids: Ids | None = None, first: int = 0
+        self, data: bytes, now: float, seen: Memory | None, ids: Ids | None = None, first: int = 0
     ) -> list[tuple[bytes, int]] | int:
         """Check and stamp lines in a few calls, the first of them of this number; return them in groups.
 
@@ -179,7 +183,7 @@ class Checker:
         return checked
 
     def _sift(
-        self, segments: Sequence[Segment], now: float, seen: Seen | None, ids: Ids | None = None
+        self, segments: Sequence[Segment], now: float, seen: Memory | None, ids: Ids | None = None
     ) -> Checked:
         """Check lines of which some are not fine: those between them together, the others one by one."""
         lines: list[bytes] = []
@@ -198,7 +202,8 @@ class Checker:
         place, size = 0, len(lines)
         run = alone = 0  # lines since the last one refused; lines to look at one by one
         while place < len(lines):
-            size = 1 if alone else min(size, odd[bisect_left(odd, place)] - place)
+            # Only the full check of a line knows what a personal token asks for.
+            size = 1 if alone or self.personal_token else min(size, odd[bisect_left(odd, place)] - place)
             some = lines[place : place + size]
             taken = self._take(b"\n".join(some), now, seen, ids, place) if size > 1 else 0
             if not isinstance(taken, int):
@@ -223,7 +228,7 @@ class Checker:
         return sifted
 
     def _check_one(
-        self, line: bytes, stamper: Stamper, sifted: Checked, seen: Seen | None, given: bytes | None
+        self, line: bytes, stamper: Stamper, sifted: Checked, seen: Memory | None, given: bytes | None
     ) -> Refusal | Literal[True] | None:
         """Check one line: return why it is refused, True if added to `sifted`, None if it is a repeat."""
         facts = self._check_line(line, stamper.now + timedelta(seconds=self.future_tolerance))
@@ -267,7 +272,7 @@ def _first_early_or_late(found: quick.Found, now: float) -> int | None:
     )
 
 
-def _first_repeat(found: quick.Found, data: bytes, seen: Seen) -> int | None:
+def _first_repeat(found: quick.Found, data: bytes, seen: Memory) -> int | None:
     """Enter events as seen; or return the place of the first that was seen before."""
     if found.with_ids is False:
         return None

@@ -16,7 +16,7 @@ be lost unseen, and is a conflict.
 - All of it ends with the process, since a start must not take longer for a full queue. What
   is not remembered is taken once more, and Polar tells that it is a duplicate.
 
-One thread enters and asks; `forget` may be called by any.
+Who enters or asks holds `Writer.order`; `forget` may be called by any thread.
 """
 
 from __future__ import annotations
@@ -116,14 +116,20 @@ class Seen:
 
     def repeats(self, identity: str, line: bytes) -> bool | None:
         """Remember an event if it is new, and return None; else tell whether it is the same as its first."""
+        same = self.ask(identity, line)
+        if same is None:
+            self._young.places[identity] = len(self._young.blocks)
+            self._keep(line, 1)
+        return same
+
+    def ask(self, identity: str, line: bytes) -> bool | None:
+        """Tell whether an event is the same as the one that is remembered; None when none is."""
         if self._forgotten:
             self._drop_forgotten()
         for generation in (self._young, self._old):
             place = generation.places.get(identity)
             if place is not None:
                 return is_same(self._line(generation, place, identity), line)
-        self._young.places[identity] = len(self._young.blocks)
-        self._keep(line, 1)
         return None
 
     def forget(self, identities: Iterable[str]) -> None:

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 5.0
 _LOST_SECONDS = 10.0
-_STOP_SECONDS = 30.0
+STOP_SECONDS = 30.0
+"""How much longer than `shutdown_timeout` stopping may take; then the process ends all the same."""
 
 
 class Service:
@@ -164,9 +165,9 @@ class Service:
         self._notifier.ready(self._in_a_line())
         code = self._wait(self._watch)
         # A thread that does not end must not keep the process: all that was acknowledged is on disk.
-        patience = _LOST_SECONDS if code else self._settings.shutdown_timeout + _STOP_SECONDS
+        patience = _LOST_SECONDS if code else self._settings.shutdown_timeout + STOP_SECONDS
         threading.Thread(target=self._end, args=(patience,), name="end", daemon=True).start()
-        self._notifier.stopping()
+        self._notifier.stopping(patience)
         self._stop()
         api.stop()
         return code

@@ -117,8 +117,16 @@ class Snapshot:
                 else round(delivery.next_attempt_in, 3),
                 "since": None if delivery.since is None else moment(delivery.since),
                 "batch_events": delivery.batch_events,
+                "delivering": self._delivering,
             },
         }
+
+    @property
+    def _delivering(self) -> bool | None:
+        """Whether events get away, or none waits; None when the daemon that knows was not asked."""
+        if self.pid is None:
+            return False
+        return None if self.detail is None else self.detail.stalled is None
 
     def overview(self, history: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         """Return everything, for `agent top` and the status page.

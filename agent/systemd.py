@@ -18,6 +18,7 @@ FIRST_PASSED = 3
 """The first passed descriptor, as `SD_LISTEN_FDS_START`."""
 
 _MOST_STATUS = 400
+_END_SECONDS = 2.0  # for the end of the process itself
 
 
 class Notifier:
@@ -43,9 +44,13 @@ class Notifier:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}", "STATUS=loading the settings")
 
-    def stopping(self) -> None:
-        """Say that the daemon is about to end."""
-        self._send("STOPPING=1", "STATUS=delivering what is queued, then stopping")
+    def stopping(self, seconds: float) -> None:
+        """Say that the daemon is about to end, within so many seconds, whatever the unit allows."""
+        self._send(
+            "STOPPING=1",
+            f"EXTEND_TIMEOUT_USEC={round((seconds + _END_SECONDS) * 1_000_000)}",
+            "STATUS=delivering what is queued, then stopping",
+        )
 
     def alive(self, status: str) -> None:
         """Say that all is well, and how it stands; only for who has looked."""

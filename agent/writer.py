@@ -419,10 +419,14 @@ class Writer:
         if not self._drop:
             return
         with self.order, self._lock:
+            # Those of them that repeat events which are dropped now must not come behind nothing.
+            hasty = [append for append in self._appends if not append.keep]
+            self._appends = [append for append in self._appends if append.keep]
             before = sum(append.size for append in self._appends)
             for append in self._appends:
                 append.drop(reason)
             self._waiting_bytes -= before - sum(append.size for append in self._appends)
+        self._turn_away(hasty)
         self._short = bool(self._waiting_bytes)
         self._wake()
 

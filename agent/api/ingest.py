@@ -3,41 +3,36 @@
 All or nothing, as with Polar. The usual body is checked by the same quick check as the
 lines of the socket; only when something is wrong does the whole schema come in, and
 says it in Polar's words. Where Polar would answer 500 or store what can never be found, we
-name the event instead. `duplicates` counts repetitions within the request: what Polar
-has already, it will say when the events are delivered, and the books will show.
+name the event instead. `duplicates` counts what came lately, on whichever way, or twice in
+the request; an event that came with other content is refused, as at the socket. What else
+Polar has already, it will say when the events are delivered, and the books will show.
 """
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from agent.httpd.message import JSON, Response, as_json, refusal
 from agent.meters import REFUSALS_AT_ONCE
 from agent.polar_json import event_lines
-from agent.refusal import Refusal, too_long
+from agent.refusal import Refusal, external_id_conflict, too_long
+from agent.reservation import Reservation
 from agent.writer import Append
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent.event import Checked, Checker
+    from agent.event import Checker
     from agent.httpd.message import Reply, Request
     from agent.meters import Meters
+    from agent.seen import Seen
     from agent.writer import Writer
 
 RETRY_SECONDS = 5
 _ROOM_SECONDS = 5.0
 
-
-class _Named(msgspec.Struct, gc=False):
-    external_id: str | None = None
-
-
-_NAMED = msgspec.json.Decoder(_Named)
+CONFLICT = external_id_conflict().type
 
 
 class Ingest:
@@ -45,6 +40,7 @@ class Ingest:
 
     Args:
         checker: as for the socket.
+        seen: what came lately, on whichever way.
         writer: where accepted events go.
         server_now: Unix time in seconds by the server's clock.
         stopping: tells whether the agent is about to stop.
@@ -54,12 +50,15 @@ class Ingest:
     def __init__(
         self,
         checker: Checker,
+        seen: Seen,
         writer: Writer,
         server_now: Callable[[], float],
+        *,
         stopping: Callable[[], bool],
         meters: Meters,
     ) -> None:
         self._checker = checker
+        self._seen = seen
         self._writer = writer
         self._server_now = server_now
         self._stopping = stopping
@@ -70,57 +69,84 @@ class Ingest:
         content_type = request.headers.get("content-type")
         now = self._server_now()
         lines = _usual_lines(content_type, request.body)
-        checked = None if lines is None else self._check(lines, now)
-        if checked is None or checked.refused:
-            found = self._read_closely(content_type, request.body, now)
-            if isinstance(found, Response):
-                reply(found)
+        if lines is not None and all(len(line) <= self._checker.max_line_bytes for line in lines):
+            refused = self._take(lines, now, reply)
+            if not refused:
                 return
-            lines, checked = found
-        assert lines is not None  # noqa: S101  # they come together
-        self._take(checked, _repeated(lines), reply)
-
-    def _check(self, lines: Sequence[bytes], now: float) -> Checked | None:
-        """Check lines; None when one is too long."""
-        if any(len(line) > self._checker.max_line_bytes for line in lines):
-            return None
-        return self._checker.check([b"".join(line + b"\n" for line in lines)] if lines else [], now)
-
-    def _take(self, checked: Checked, repeated: int, reply: Reply) -> None:
-        """Hand events to the writer, if it can take them now."""
-        count = checked.accepted
-        answer = as_json(200, {"inserted": count - repeated, "duplicates": repeated})
-        if not count:
-            reply(answer)
+            if all(why.type == CONFLICT for _, why in refused):
+                reply(self._conflict(refused, now))
+                return
+        found = self._read_closely(content_type, request.body, now)
+        if isinstance(found, Response):
+            reply(found)
             return
+        refused = self._take(found, now, reply)
+        if refused:
+            reply(self._conflict(refused, now))
+
+    def _take(self, lines: Sequence[bytes], now: float, reply: Reply) -> list[tuple[int, Refusal]]:
+        """Hand events to the writer, if all are fine and it can take them now.
+
+        Return the refused ones by their index: then nothing was done. If none is, the request is answered,
+        or will be.
+        """
         writer = self._writer
+        roomy = writer.wait_for_room(_ROOM_SECONDS)
+        reserved = Reservation(self._seen)
+        with writer.order:
+            checked = self._checker.check(
+                [b"".join(line + b"\n" for line in lines)] if lines else [], now, reserved
+            )
+            if checked.refused:
+                return [(number - 1, why) for fate in checked.fates for number, why in fate.refused]
+            count = checked.accepted + checked.repeated
+            answer = as_json(200, {"inserted": checked.accepted, "duplicates": checked.repeated})
+            hindered = self._hindrance(roomy=roomy)
+            if count and hindered is None:
+
+                def done(durable: bool) -> None:
+                    if durable and reserved:
+                        with writer.order:
+                            reserved.keep()
+                    reply(answer if durable else _later(writer.full or "the agent is stopping"))
+
+                self._write(
+                    Append(
+                        checked.groups,
+                        checked.held,
+                        refused=0,
+                        dropped=0,
+                        done=done,
+                        repeated=checked.repeated,
+                        keep=False,
+                    )
+                )
+                return []
+        if not count or hindered is None:
+            reply(answer)
+            return []
+        if writer.full and writer.drops and not self._stopping():
+            self._write(Append([], [], refused=0, dropped=count, done=lambda _: None))
+        reply(_later(hindered))
+        return []
+
+    def _hindrance(self, *, roomy: bool) -> str | None:
+        """Return why nothing can be taken now; None when it can."""
         if self._stopping():
-            reply(_later("the agent is stopping"))
-            return
-        if writer.full:
-            if writer.drops:
-                self._write(Append([], [], refused=0, dropped=count, done=lambda _: None))
-            reply(_later(writer.full))
-            return
-        if not writer.wait_for_room(_ROOM_SECONDS):
-            reply(_later("the disk does not keep up"))
-            return
-
-        def done(durable: bool) -> None:
-            reply(answer if durable else _later(writer.full or "the agent is stopping"))
-
-        self._write(Append(checked.groups, checked.held, refused=0, dropped=0, done=done, keep=False))
+            return "the agent is stopping"
+        if self._writer.full:
+            return self._writer.full
+        return None if roomy else "the disk does not keep up"
 
     def _write(self, append: Append) -> None:
         append.source = "api"
         self._writer.append(append)
 
     # -- what is wrong -----------------------------------------------------------------------
+    # -- what is wrong -----------------------------------------------------------------------
 
-    def _read_closely(
-        self, content_type: str | None, body: bytes, now: float
-    ) -> Response | tuple[list[bytes], Checked]:
-        """Read a body as Polar does; return what is wrong with it, or its events after all."""
+    def _read_closely(self, content_type: str | None, body: bytes, now: float) -> Response | list[bytes]:
+        """Read a body as Polar does; return what is wrong with it, or its events, each of them fine alone."""
         # Built on first use: the usual body never comes here, and the daemon stays small.
         from pydantic import ValidationError  # noqa: PLC0415
 
@@ -153,9 +179,18 @@ class Ingest:
             if why is not None:
                 detail.append(_finding(index, why, value))
         if not detail:
-            return lines, self._checker.check([b"".join(line + b"\n" for line in lines)], now)
+            return lines
         self._count(detail, lines, now)
         return _unprocessable(ingest_body.SECOND_STAGE_ERROR, detail)
+
+    def _conflict(self, refused: Sequence[tuple[int, Refusal]], now: float) -> Response:
+        """Return what is wrong with events that are fine, each of them alone."""
+        from agent import ingest_body  # noqa: PLC0415  # as above
+
+        self._refuse(len(refused), [why for _, why in refused[:REFUSALS_AT_ONCE]], now)
+        return _unprocessable(
+            ingest_body.SECOND_STAGE_ERROR, [_finding(index, why, None) for index, why in refused]
+        )
 
     def _why(self, line: bytes, now: float) -> Refusal | None:
         """Return why one line is refused; None when it is not."""
@@ -175,8 +210,11 @@ class Ingest:
             self._why(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass"), now)
             for line in some
         ]
-        self._meters.refuse("api", (why for why in reasons if why is not None), now)
-        self._write(Append([], [], refused=len(indexes), dropped=0, done=lambda _: None, patient=True))
+        self._refuse(len(indexes), [why for why in reasons if why is not None], now)
+
+    def _refuse(self, count: int, reasons: Sequence[Refusal], now: float) -> None:
+        self._meters.refuse("api", reasons, now)
+        self._write(Append([], [], refused=count, dropped=0, done=lambda _: None, patient=True))
 
 
 def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
@@ -187,20 +225,6 @@ def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
         return event_lines(body)
     except ValueError:
         return None
-
-
-def _repeated(lines: Sequence[bytes]) -> int:
-    """Return how many events repeat the id of another one of the same request."""
-    ids = [found for line in lines if b'"external_id"' in line and (found := _id_of(line))]
-    return len(ids) - len(set(ids))
-
-
-def _id_of(line: bytes) -> str | None:
-    try:
-        return _NAMED.decode(line).external_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        identity = json.loads(line).get("external_id")  # what was accepted may be no strict JSON
-        return identity if isinstance(identity, str) else None
 
 
 def _finding(index: int, why: Refusal, value: Any) -> dict[str, Any]:

@@ -142,10 +142,11 @@ class Api:
         daemon, pipeline = self._daemon, self._daemon.pipeline
         ingest = Ingest(
             pipeline.checker,
+            pipeline.seen,
             pipeline.writer,
             pipeline.server_clock.now,
-            lambda: daemon.stopping,
-            pipeline.meters,
+            stopping=lambda: daemon.stopping,
+            meters=pipeline.meters,
         )
         read = ReadBack(
             lambda target, version: pipeline.client().forward(target, version), pipeline.flusher.place

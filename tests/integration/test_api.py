@@ -428,6 +428,7 @@ def strangers_api(directory: Path, monkeypatch: pytest.MonkeyPatch, *allowed: st
     pipeline = SimpleNamespace(
         checker=None,
         writer=None,
+        seen=None,
         server_clock=SimpleNamespace(now=None),
         flusher=SimpleNamespace(place=None),
         meters=None,

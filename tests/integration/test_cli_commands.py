@@ -120,6 +120,7 @@ def test_status_has_the_promised_shape_with_and_without_a_daemon(product: Produc
             "next_attempt_in_seconds": (float, type(None)),
             "since": (str, type(None)),
             "batch_events": (int, type(None)),
+            "delivering": (bool, type(None)),
         },
     }
 

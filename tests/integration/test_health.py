@@ -165,7 +165,16 @@ def test_status_tells_what_is_wrong(product: Product) -> None:
     health = api("GET", "/status").json()["health"]
     assert (health["live"], health["ready"]) == (True, True)
     assert health["reasons"][0] in product.run("status").stdout
-    assert "health" not in product.status()
+    assert product.status()["delivery"]["delivering"] is False
+
+
+def test_what_is_not_delivered_is_told_without_a_daemon_too(product: Product) -> None:
+    product.start_daemon()
+    assert product.status()["delivery"]["delivering"] is True
+
+    product.stop_daemon()
+
+    assert product.status()["delivery"]["delivering"] is False
 
 
 def test_the_metrics_of_a_daemon_at_work_agree_with_its_books(product: Product) -> None:

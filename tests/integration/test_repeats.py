@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from support.http import Caller
 from support.processes import Line, Product, balanced, wait_until
 
 if TYPE_CHECKING:
@@ -123,6 +124,22 @@ def test_a_resend_after_a_broken_connection_is_acknowledged(daemon: Product, lin
 
     assert line.acked(5_000) == []
     assert ledger(daemon) == {"accepted": 10_000, "duplicates": 5_000, "pending": 5_000}
+
+
+def test_socket_and_api_know_of_each_other(line: Line, daemon: Product) -> None:
+    api = Caller(daemon.directory / "api.sock").wait()
+    line.send(event("a", 1))
+    line.acked(1)
+
+    answer = api("POST", "/v1/events/ingest", {"events": [event("a", 1), event("b", 1)]})
+    refused = api("POST", "/v1/events/ingest", {"events": [event("c", 1), event("a", 2)]})
+    line.send(event("b", 1), event("b", 2), event("c", 2))
+
+    assert answer.json() == {"inserted": 1, "duplicates": 1}
+    assert refused.status == 422
+    assert [one["loc"] for one in refused.json()["detail"]] == [["body", "events", 1, "external_id"]]
+    assert conflicts(line.acked(4)) == [3]
+    assert ledger(daemon) == {"accepted": 5, "duplicates": 2, "refused": 2, "pending": 3}
 
 
 def test_agent_send_may_send_a_file_twice(daemon: Product) -> None:

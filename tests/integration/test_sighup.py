@@ -87,11 +87,11 @@ def test_a_user_that_does_not_exist_is_a_bad_file(product, config):
 
 def test_what_needs_a_restart_is_told_and_stays(product, config):
     product.start_daemon()
-    config.write_text(f'access_token = "{TOKEN}"\nmax_line_bytes = 2048\n')
+    config.write_text(f'access_token = "{TOKEN}"\nmax_line_bytes = 2048\n[[tail]]\npath = "/var/log/a.log"\n')
 
     told = reload(product, "some settings need a restart: their old values are in force")
 
-    assert told["settings"] == ["max_line_bytes"]
+    assert told["settings"] == ["max_line_bytes", "tail"]
 
 
 def test_a_mended_token_is_used_at_once(product, config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from agent.api.ingest import Ingest
 from agent.event import Checker
 from agent.httpd.message import Request, Response
 from agent.meters import Meters
+from agent.seen import Seen
 
 if TYPE_CHECKING:
     from agent.writer import Append
@@ -20,17 +22,33 @@ if TYPE_CHECKING:
 BODY = json.dumps({"events": [{"name": "usage", "external_customer_id": "c"}]}).encode()
 
 
-def answer(*, durable: bool) -> Response:
+def body(*events: tuple[str, int]) -> bytes:
+    """Return a body of events with these ids and contents."""
+    return json.dumps(
+        {
+            "events": [
+                {"name": "usage", "external_customer_id": "c", "external_id": name, "metadata": {"n": n}}
+                for name, n in events
+            ]
+        }
+    ).encode()
+
+
+def answer(data: bytes = BODY, *, durable: bool = True, seen: Seen | None = None) -> Response:
     """Return the answer when the writer made the events durable, or could not."""
+    order = threading.Lock()
 
     def append(one: Append) -> None:
-        assert not one.keep
-        one.done(durable)
+        appended.append((one, order.locked()))
 
-    writer = SimpleNamespace(full=None, drops=False, wait_for_room=lambda _: True, append=append)
+    appended: list[tuple[Append, bool]] = []
+    writer = SimpleNamespace(full=None, drops=False, wait_for_room=lambda _: True, append=append, order=order)
     answers: list[Response] = []
-    ingest = Ingest(Checker(), writer, lambda: NOON, lambda: False, Meters())
-    ingest(Request("POST", "/", {"content-type": "application/json"}, body=BODY), answers.append)
+    ingest = Ingest(Checker(), seen or Seen(), writer, lambda: NOON, stopping=lambda: False, meters=Meters())
+    ingest(Request("POST", "/", {"content-type": "application/json"}, body=data), answers.append)
+    for one, alone in appended:
+        assert one.refused or (alone and not one.keep)
+        one.done(durable)
     (found,) = answers
     return found
 
@@ -42,3 +60,54 @@ def test_only_what_is_durable_is_answered_with_200(durable: bool, status: int) -
 
 def test_who_is_turned_away_is_told_when_to_come_again() -> None:
     assert int(answer(durable=False).headers["retry-after"]) > 0
+
+
+# -- what comes again ----------------------------------------------------------------------
+
+
+def counts(response: Response) -> tuple[int, int]:
+    document = json.loads(response.body)
+    return document["inserted"], document["duplicates"]
+
+
+def test_what_came_before_counts_as_a_duplicate() -> None:
+    seen = Seen()
+
+    assert counts(answer(body(("a", 1), ("b", 1), ("a", 1)), seen=seen)) == (2, 1)
+    assert counts(answer(body(("b", 1), ("c", 1)), seen=seen)) == (1, 1)
+
+
+def test_what_could_not_be_kept_is_new_when_it_comes_again() -> None:
+    """Else the second attempt would be told that it is a duplicate of what nobody has."""
+    seen = Seen()
+    answer(body(("a", 1), ("b", 1)), durable=False, seen=seen)
+
+    assert counts(answer(body(("a", 1)), seen=seen)) == (1, 0)
+    assert counts(answer(body(("b", 2)), seen=seen)) == (1, 0)
+
+
+def test_a_conflict_refuses_the_whole_request_and_names_the_event() -> None:
+    seen = Seen()
+    answer(body(("a", 1)), seen=seen)
+
+    refused = answer(body(("b", 1), ("a", 2)), seen=seen)
+
+    assert refused.status == 422
+    document = json.loads(refused.body)
+    assert document["error"] == "PolarRequestValidationError"
+    (entry,) = document["detail"]
+    assert (entry["type"], entry["loc"]) == ("external_id_conflict", ["body", "events", 1, "external_id"])
+    assert counts(answer(body(("b", 2)), seen=seen)) == (1, 0)
+
+
+def test_two_events_under_one_id_in_one_request_are_a_conflict() -> None:
+    assert answer(body(("a", 1), ("a", 2))).status == 422
+
+
+def test_a_conflict_is_found_in_a_body_that_took_a_closer_look() -> None:
+    seen = Seen()
+    answer(body(("a", 1)), seen=seen)
+    customer = '"customer_id": "5b0a9f0e-3d3e-4a36-9e4c-1d1f5f6a7b8c", '
+    odd = body(("a", 2)).decode().replace('"name"', customer + '"name"')
+
+    assert answer(odd.encode(), seen=seen).status == 422

@@ -992,3 +992,14 @@ def test_with_a_persons_token_an_event_with_an_organization_is_taken_and_stamped
 def test_an_organization_that_is_null_is_none():
     assert taken(event(b'"organization_id":null'))
     assert refusal(event(b'"organization_id":null'), personal_token=True).type == "missing"
+
+
+def test_a_personal_token_needs_the_organization_in_each_of_many_lines():
+    good = (
+        b'{"name":"n","external_customer_id":"c","organization_id":"5b0a9f0e-3d3e-4a36-9e4c-1d1f5f6a7b8c"}\n'
+    )
+    bad = b'{"name":"n","external_customer_id":"c"}\n'
+
+    checked = Checker(personal_token=True).check([good + bad + bad + good], NOON)
+
+    assert [number for number, _ in checked.fates[0].refused] == [2, 3]

@@ -29,6 +29,20 @@ def test_what_is_bound_to_queue_and_socket_waits_for_a_restart(tmp_path):
     )
 
 
+def test_another_tail_waits_for_a_restart_and_is_told_each_time(tmp_path):
+    def tails(*paths):
+        return settings(
+            tmp_path, tail=[{"path": str(tmp_path / path), "defaults": {"name": "n"}} for path in paths]
+        )
+
+    old = tails("a.log")
+
+    assert changes(old, tails("a.log")) == ([], [])
+    for new in (tails("b.log"), tails("a.log", "b.log"), settings(tmp_path)):
+        assert changes(old, new) == ([], ["tail"])
+        assert changes(merged(old, new), new).later == ["tail"]
+
+
 def test_another_token_is_a_change(tmp_path):
     assert changes(settings(tmp_path, access_token="a"), settings(tmp_path, access_token="b")).now == [
         "access_token"

@@ -38,6 +38,7 @@ def test_without_a_daemon_and_without_events_it_is_all_there():
             "state": "idle",
             "since": None,
             "batch_events": None,
+            "delivering": False,
             "last_error": None,
             "last_success": None,
             "next_attempt_in_seconds": None,
@@ -84,6 +85,7 @@ def test_how_delivery_stands_is_told_with_its_times():
     assert Snapshot(Path("/q"), Books(), None, sending).document()["delivery"] == {
         "state": "retrying",
         "since": "2026-11-23T12:00:00.000Z",
+        "delivering": False,
         "batch_events": 500,
         "last_error": "503: no",
         "last_success": "2026-11-23T12:00:00.500Z",

@@ -34,10 +34,10 @@ def test_ready_and_stopping_are_told(manager):
     notifier = Notifier(environ(manager), 1)
 
     notifier.ready("2 events pending")
-    notifier.stopping()
+    notifier.stopping(90)
 
     assert told(manager) == ["READY=1", "STATUS=2 events pending"]
-    assert told(manager)[0] == "STOPPING=1"
+    assert told(manager)[:2] == ["STOPPING=1", "EXTEND_TIMEOUT_USEC=92000000"]
 
 
 def test_a_reload_carries_the_time_of_systemds_clock(manager):

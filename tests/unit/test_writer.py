@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from support.queues import buried, chunk_of, counts, delivered, line, names, pen
 
 from agent.capacity import Limits
 from agent.clock import SystemClock
-from agent.errors import QueueError
+from agent.errors import QueueError, QueueFullError
 from agent.queue import Change
 from agent.queue.memory import MemoryQueue
 from agent.writer import Append, Writer
@@ -186,6 +187,31 @@ def test_a_repeat_of_what_is_given_up_is_given_up_too(limits: Limits) -> None:
     desk.writer.stop()
 
     assert [told for told in desk.told if told[0] in ("safe", "lost")] == [("lost", "a"), ("lost", "counts")]
+
+
+def test_a_hasty_repeat_of_what_is_dropped_is_turned_away(limits: Limits) -> None:
+    """A call over HTTP that was told of a duplicate would be told of an event that nobody has."""
+    desk = desk_of(dataclasses.replace(limits, when_full="drop_newest"), FakeClock())
+    told: list[tuple[str, bool]] = []
+    groups = [(chunk_of("a").lines, 1)]
+    first = Append(
+        groups, [], 0, 0, lambda durable: told.append(("first", durable)), overflow=lambda _reason: None
+    )
+    hasty = Append([], [], 0, 0, lambda durable: told.append(("repeat", durable)), repeated=1, keep=False)
+
+    def refuses(change: Change) -> bool:
+        if change.appends:
+            desk.writer.append(hasty)  # it comes while the disk says no
+            raise QueueFullError("write the queue", "memory", "no space left", "make room")
+        return False
+
+    desk.queue.refuses = refuses
+    desk.writer.append(first)
+    desk.writer.step()
+    desk.writer.step()
+
+    assert told == [("repeat", False), ("first", True)]
+    assert counts(desk.queue.books()) == {"accepted": 1, "dropped": 1}
 
 
 def test_dead_letters_are_told_once_they_are_committed(desk: Desk) -> None:
