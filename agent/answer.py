@@ -35,7 +35,8 @@ class NoAnswer:
 
     Attributes:
         kind: a stable word: ``connect``, ``dns``, ``tls``, ``timeout``, ``broken``, ``too_large``,
-            ``token`` (there is none to send), ``elsewhere`` (it is of another organization).
+            ``token`` (there is none to send), ``elsewhere`` (it is of another organization),
+            ``personal`` (it is an organization's, and the events need a person's).
         reason: what happened, for people; holds neither event contents nor the token.
     """
 

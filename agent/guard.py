@@ -7,7 +7,8 @@ delivered; and before it sends with a token that is new, it looks whether that o
 sees events of the same organization. Events are never deleted: who sees none is another.
 
 A personal token needs none of this: with it, each event names its organization itself. But
-events that were taken for an organization's token do not, and Polar would refuse them all.
+events that were taken for an organization's token do not, and Polar would refuse them all; as
+it would those that name one, with an organization's token.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import json
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.errors import QueueError
+from agent.queue.destination import Destined  # noqa: TC001  # msgspec reads annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +34,13 @@ _PERSONAL = "polar_pat_"
 _APPEARS_SECONDS = 5.0  # an event can be read so long after it was stored, at the latest
 _ASK_AGAIN_SECONDS = 600.0
 _NOT_ABOUT_EVENTS = frozenset({401, 403, 404, 408, 429, 502, 503, 504})
+
+
+class _Body(msgspec.Struct):
+    events: list[Destined]
+
+
+_read_body = msgspec.json.Decoder(_Body).decode
 
 
 class Polar(Protocol):
@@ -81,7 +92,7 @@ class Guard:
         """Send one batch, if the token is of the right organization; never raises for what networks do."""
         token = self._token()
         with self._lock:
-            obstacle = self._obstacle(token)
+            obstacle = self._mismatch(token, body) or self._obstacle(token)
         if obstacle is not None:
             return obstacle
         outcome = self._polar.ingest(body)
@@ -95,6 +106,26 @@ class Guard:
     def close(self) -> None:
         """End running requests and let go."""
         self._polar.close()
+
+    @staticmethod
+    def _mismatch(token: str | None, body: bytes) -> NoAnswer | None:
+        """Return that events were taken for the other kind of token; None when they were not."""
+        personal = bool(token) and str(token).startswith(_PERSONAL)
+        if not token or (not personal and b'"organization_id"' not in body):
+            return None
+        try:
+            events = _read_body(body).events
+        except msgspec.MsgspecError:
+            return None  # what is wrong with it, the server tells
+        strange = sum((event.organization_id is None) is personal for event in events)
+        if not strange:
+            return None
+        told = f"{strange} of {len(events)} events"
+        if personal:
+            return NoAnswer(
+                "elsewhere", f"the token is a person's, and {told} were taken for an organization's"
+            )
+        return NoAnswer("personal", f"the token is an organization's, and {told} were taken for a person's")
 
     def _obstacle(self, token: str | None) -> Outcome | None:
         """Return what keeps events from being sent with a token; None when nothing does."""

@@ -16,6 +16,7 @@ from agent.lock import QueueLock
 from agent.meters import Meters
 from agent.pace import Pace
 from agent.queue import Change
+from agent.queue.destination import refuse_other_token
 from agent.queue.directory import prepare_directory
 from agent.queue.disk import DiskQueue
 from agent.seen import Seen, identity_of
@@ -76,6 +77,7 @@ class Pipeline:
         self._client_lock = threading.Lock()
         prepare_directory(settings.queue_dir)
         self._lock = QueueLock(settings.queue_dir)
+        self.token = TokenSource.from_settings(settings)
         try:
             self.queue = DiskQueue(
                 settings.queue_dir,
@@ -83,10 +85,14 @@ class Pipeline:
                 rescue=settings.when_damaged == "rescue",
                 on_damage=on_damage,
             )
+            try:
+                self._refuse_other_token()
+            except BaseException:
+                self.queue.close()
+                raise
         except BaseException:
             self._lock.release()
             raise
-        self.token = TokenSource.from_settings(settings)
         self.server_clock = ServerClock(clock)
         self.checker = Checker(
             settings.future_tolerance,
@@ -116,6 +122,13 @@ class Pipeline:
             token=self.token.current,
             meters=self.meters,
         )
+
+    def _refuse_other_token(self) -> None:
+        """See that what is pending can be sent with the token, if there is one; raises UsageError."""
+        if self.token.current():
+            refuse_other_token(
+                self._settings.queue_dir, self._oldest(), personal=self.token.kind == "personal"
+            )
 
     def configure(self, settings: Settings) -> None:
         """Go by other settings from now on, those of `agent.reload.RELOADABLE` that concern us."""
@@ -173,13 +186,17 @@ class Pipeline:
 
     def oldest_age(self) -> float | None:
         """Return how long the oldest pending event has waited, seconds; None when none does."""
-        try:
-            oldest = self.queue.get(self.queue.first_key())
-        except (QueueError, DamagedChunkError, NewerChunkError):
-            return None
+        oldest = self._oldest()
         if oldest is None:
             return None
         return max(0.0, self.clock.wall() - oldest.arrived_ms / 1000)
+
+    def _oldest(self) -> Chunk | None:
+        """Return the oldest pending events; None when there are none, or they cannot be read now."""
+        try:
+            return self.queue.get(self.queue.first_key())
+        except (QueueError, DamagedChunkError, NewerChunkError):
+            return None
 
     def _committed(self, events: int) -> None:
         """Tell those who wait for a commit; runs in the writer's thread."""

@@ -117,6 +117,7 @@ TABLE: dict[int, _Row] = {
 _TOKEN_KINDS = {
     "token": "set POLAR_ACCESS_TOKEN or access_token_file",
     "elsewhere": "use a token of that organization until the queue is empty, or choose another queue_dir",
+    "personal": "use a personal token until the queue is empty, or choose another queue_dir",
 }
 
 

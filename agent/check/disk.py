@@ -11,9 +11,10 @@ from agent.check import Finding, failed, ok, warning
 from agent.check.mounts import IN_MEMORY, MOUNTS, OF_A_CONTAINER, OVER_THE_NETWORK, mount_of
 from agent.errors import QueueError, UsageError
 from agent.lock import holder
-from agent.queue.destination import refuse_other_server
+from agent.queue.destination import refuse_other_server, refuse_other_token
 from agent.queue.directory import prepare_directory
 from agent.queue.reader import DiskReader
+from agent.token import TokenSource
 from agent.units import format_size, rough_size
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def look(settings: Settings) -> Iterator[Finding]:
         return
     yield from _file_system(directory)
     yield _space(settings)
-    yield from _queue(directory, settings.server_url)
+    yield from _queue(settings)
 
 
 def nearest(path: Path) -> Path:
@@ -57,7 +58,7 @@ def _access(directory: Path) -> Finding:
             return ok(name, subject, "is not there yet; the agent can make it")
         reason = "it is not there, and cannot be made"
         return failed(name, subject, reason, f"let this user write to {place}, or set queue_dir")
-    owner, uid = directory.lstat().st_uid, os.geteuid()
+    owner, uid = _owner(directory), os.geteuid()
     if uid == 0 and owner != uid and directory.is_dir():
         user = user_name(owner)
         mend = f"the agent must run as {user}; look as that user: runuser -u {user} -- agent check"
@@ -67,6 +68,14 @@ def _access(directory: Path) -> Finding:
     except QueueError as error:
         return failed(name, error.subject, error.reason, error.hint)
     return ok(name, subject, "can be written, by its owner only")
+
+
+def _owner(directory: Path) -> int:
+    """Return whose a directory is; of a link that leads nowhere, whose the link is."""
+    try:
+        return directory.stat().st_uid
+    except OSError:
+        return directory.lstat().st_uid
 
 
 def _file_system(directory: Path) -> Iterator[Finding]:
@@ -120,15 +129,18 @@ def _used(directory: Path) -> int:
         return 0
 
 
-def _queue(directory: Path, server: str) -> Iterator[Finding]:
+def _queue(settings: Settings) -> Iterator[Finding]:
     """Yield what the queue itself says, if there is one that we may read."""
+    directory, token = settings.queue_dir, TokenSource.from_settings(settings)
     name, subject = "queue", str(directory)
     if not os.access(directory / "cache.db", os.R_OK):
         return
     try:
         with closing(DiskReader(directory)) as reader:
             books = reader.books()
-            refuse_other_server(directory, reader.server(), server, books)
+            refuse_other_server(directory, reader.server(), settings.server_url, books)
+            if token.current():
+                refuse_other_token(directory, reader.oldest(), personal=token.kind == "personal")
     except (QueueError, UsageError) as error:
         yield failed(name, subject, error.reason, error.hint or "agent queue verify")
         return

@@ -4,12 +4,68 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from agent.queue import Books
+    from agent.queue import Books, Chunk
+
+_PERSONAL_HINT = "use a personal token until the queue is empty, or choose another queue_dir"
+_ORGANIZATION_HINT = "use a token of the organization until the queue is empty, or choose another queue_dir"
+
+
+class Destined(msgspec.Struct):
+    """What an event says of whom it is for."""
+
+    organization_id: object = None
+
+
+_read_event = msgspec.json.Decoder(Destined).decode
+
+
+def names_organization(event: bytes) -> bool:
+    """Tell whether an event names its organization, as Polar wants of a personal token, and of no other."""
+    if b"organization_id" not in event:
+        return False
+    try:
+        return _read_event(event).organization_id is not None
+    except msgspec.MsgspecError:
+        return False
+
+
+def kinds(events: Iterable[bytes]) -> set[bool]:
+    """Return whether events name their organization: one answer, both, or none where there are no events."""
+    return set(map(names_organization, events))
+
+
+def refuse_other_token(directory: Path, oldest: Chunk | None, *, personal: bool) -> None:
+    """See that no event goes out with a kind of token that it was not taken for: Polar would refuse each.
+
+    New events would be taken for this token, and one queue can be sent with one kind alone.
+
+    Args:
+        directory: of the queue.
+        oldest: its oldest events; None when there are none.
+        personal: the token is a person's, not an organization's.
+
+    Raises:
+        UsageError: events for the other kind of token are there, and what to do.
+    """
+    if oldest is None or (not personal) not in kinds(oldest.lines.split(b"\n")):
+        return
+    meant, given = "a personal", "an organization's"
+    if personal:
+        meant, given = given, meant
+    raise UsageError(
+        "use the queue",
+        str(directory),
+        f"its events were taken for {meant} token, and this is {given}: Polar would refuse them",
+        _ORGANIZATION_HINT if personal else _PERSONAL_HINT,
+    )
 
 
 def refuse_other_server(directory: Path, meant: str, server: str, books: Books) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from agent.errors import QueueError, reason_of
 from agent.queue.raw import sync_directory
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-_NO_ROOM = "make room on the disk"
 _OURS = ("cache.db", "ballast", "lock")
+_MOST_LINKS = 40  # as many as Linux follows
 
 
 def prepare_directory(directory: Path) -> None:
@@ -28,16 +24,9 @@ def prepare_directory(directory: Path) -> None:
     if "$" in subject or not directory.is_absolute():
         # diskcache expands variables and `~` in the path that it is given.
         raise QueueError("use the queue directory", subject, "the path must be absolute and hold no `$`")
-    if directory.is_symlink():
-        # Whoever may change the link could have us write elsewhere.
-        target = directory.resolve()
-        raise QueueError(
-            "use the queue directory",
-            subject,
-            f"it is a symbolic link to {target}",
-            f"set queue_dir to {target} itself",
-        )
     try:
+        if directory.is_symlink():
+            _refuse_unsafe_link(directory)
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
@@ -60,6 +49,54 @@ def prepare_directory(directory: Path) -> None:
             else "set queue_dir to a directory that you may write",
         ) from error
     _check(directory, status)
+
+
+def _refuse_unsafe_link(link: Path) -> None:
+    """See that nobody but this user and root can have a link lead elsewhere; raises OSError, QueueError.
+
+    systemd makes such links: with `DynamicUser=`, the state directory is one to
+    ``/var/lib/private``. Every link on the way must be root's or ours, and
+    no directory on the way may let others put another thing in its place.
+    """
+    ahead = [*link.parts[:0:-1]]
+    place, links = Path(link.anchor), 0
+    while ahead:
+        _refuse_unless_ours_to_change(link, place)
+        found = place / ahead.pop()
+        if found.name == "..":
+            place = place.parent
+            continue
+        status = found.lstat()
+        if not stat.S_ISLNK(status.st_mode):
+            place = found
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if status.st_uid not in (0, os.geteuid()):
+            raise _unsafe_link(link, f"{found} belongs to user {status.st_uid}, who may change it")
+        target = found.readlink()
+        ahead += [part for part in reversed(target.parts) if part != target.anchor]
+        place = Path(target.anchor) if target.is_absolute() else place
+
+
+def _refuse_unless_ours_to_change(link: Path, place: Path) -> None:
+    """See that others cannot rename or replace what is in a directory on the way of a link."""
+    status = place.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise _unsafe_link(link, f"{place} belongs to user {status.st_uid}, who may change what is in it")
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise _unsafe_link(link, f"others may write in {place}")
+
+
+def _unsafe_link(link: Path, reason: str) -> QueueError:
+    target = link.resolve()
+    return QueueError(
+        "use the queue directory",
+        str(link),
+        f"it is a symbolic link to {target}, and {reason}",
+        f"set queue_dir to {target} itself",
+    )
 
 
 def _check(directory: Path, status: os.stat_result) -> None:

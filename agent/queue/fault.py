@@ -35,7 +35,7 @@ def fault(operation: str, directory: Path, error: BaseException) -> QueueError:
     if _is_full(error, disk, no_names=no_names):
         lack = "the disk can have no more files: its inodes are used up" if no_names else "the disk is full"
         return QueueFullError(what, subject, lack, "make room on it")
-    if disk.f_flag & os.ST_RDONLY:
+    if disk.f_flag & os.ST_RDONLY or _refuses_changes(directory):
         return QueueError(what, subject, "the file system is read-only", "mount it for writing again")
     return QueueError(what, subject, _in_words(error), _HINT)
 
@@ -54,6 +54,18 @@ def _is_full(error: BaseException, disk: os.statvfs_result, *, no_names: bool) -
             and disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES
         )
     )
+
+
+def _refuses_changes(directory: Path) -> bool:
+    """Tell whether a file system has made itself read-only, as ext4 does upon an error of its own.
+
+    It does not say so to those who ask; and of SQLite one hears only that a write failed.
+    """
+    try:
+        os.utime(directory)
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False
 
 
 def _in_words(error: BaseException) -> str:

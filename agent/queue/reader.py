@@ -51,12 +51,17 @@ class DiskReader:
 
     def oldest_arrival(self) -> float | None:
         """Return when the oldest pending chunk was taken, in Unix seconds; None when none is."""
+        oldest = self.oldest()
+        return None if oldest is None else oldest.arrived_ms / 1000
+
+    def oldest(self) -> chunk.Chunk | None:
+        """Return the oldest pending chunk; None when there is none, or it is damaged."""
         rows = self._query("SELECT key, value FROM Cache WHERE typeof(key) = 'integer' ORDER BY key LIMIT 1")
         if not rows:
             return None
         ((key, row),) = rows
         try:
-            return chunk.decode(bytes(row), key).arrived_ms / 1000
+            return chunk.decode(bytes(row), key)
         except ValueError:
             return None
 

@@ -144,6 +144,16 @@ def test_a_queue_behind_a_symbolic_link(product):
     (product.directory / "real").mkdir(mode=0o700)
     product.queue.symlink_to(product.directory / "real")
 
+    _, findings = check(product, "--offline")
+
+    assert findings["queue directory"]["state"] == "ok"
+    (product.directory / "real").rmdir()
+    (product.directory / "wide").mkdir()
+    (product.directory / "wide").chmod(0o777)
+    (product.directory / "wide" / "real").mkdir(mode=0o700)
+    product.queue.unlink()
+    product.queue.symlink_to(product.directory / "wide" / "real")
+
     code, findings = check(product, "--offline")
 
     assert code == 1

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -427,15 +428,77 @@ def test_what_others_own_beside_the_queue_is_their_affair(directory: Path) -> No
     DiskQueue(directory).close()
 
 
-def test_a_symbolic_link_in_the_place_of_the_directory_is_refused(directory: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    directory.symlink_to(tmp_path / "elsewhere")
+def linked(directory: Path, tmp_path: Path, how: str) -> Path:
+    """Put a link in the place of the directory, as systemd does with `DynamicUser=`; return its target."""
+    target = tmp_path / "private" / "queue"
+    target.mkdir(mode=0o700, parents=True)
+    if how == "over another link":
+        (tmp_path / "way").symlink_to("private")
+        directory.symlink_to("way/../way/queue")
+    else:
+        directory.symlink_to(target if how == "absolute" else "private/queue")
+    return target
 
-    with pytest.raises(QueueError, match="symbolic link") as caught:
+
+@pytest.mark.parametrize("how", ["relative", "absolute", "over another link"])
+def test_a_symbolic_link_that_nobody_else_can_change_is_followed(
+    directory: Path, tmp_path: Path, how: str
+) -> None:
+    target = linked(directory, tmp_path, how)
+
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+
+    assert (target / "cache.db").exists()
+    with closing(DiskQueue(directory)) as queue:
+        assert queue.books().pending == 1
+
+
+@pytest.mark.parametrize("place", ["private", "private/queue"])
+def test_a_symbolic_link_by_a_place_where_others_may_write_is_refused(
+    directory: Path, tmp_path: Path, place: str
+) -> None:
+    target = linked(directory, tmp_path, "relative")
+    (tmp_path / place).chmod(0o777)
+
+    with pytest.raises(QueueError) as caught:
         DiskQueue(directory)
 
-    assert caught.value.hint == f"set queue_dir to {tmp_path / 'elsewhere'} itself"
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert "others may" in caught.value.reason
+    assert not list(target.iterdir())
+
+
+def test_a_sticky_directory_on_the_way_of_a_symbolic_link_is_safe(directory: Path, tmp_path: Path) -> None:
+    linked(directory, tmp_path, "relative")
+    (tmp_path / "private").chmod(0o1777)
+
+    DiskQueue(directory).close()
+
+
+@pytest.mark.parametrize("name", ["queue", "private", "private/queue"])
+def test_a_symbolic_link_over_what_belongs_to_another_user_is_refused(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    linked(directory, tmp_path, "relative")
+    if os.geteuid() == 0:
+        os.chown(tmp_path / name if name != "queue" else directory, 12345, 12345, follow_symlinks=False)
+    else:  # only root gives things away
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+    with pytest.raises(QueueError) as caught:
+        DiskQueue(directory)
+
+    assert "belongs to user" in caught.value.reason
+
+
+@pytest.mark.parametrize("target", ["queue", "nowhere"], ids=["itself", "nothing"])
+def test_a_symbolic_link_that_leads_nowhere_is_refused(directory: Path, target: str) -> None:
+    directory.symlink_to(directory.with_name(target if target == "nowhere" else directory.name))
+
+    with pytest.raises(QueueError) as caught:
+        DiskQueue(directory)
+
+    assert caught.value.subject == str(directory)
 
 
 def test_a_directory_that_may_not_be_written_is_refused() -> None:

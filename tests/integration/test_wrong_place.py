@@ -120,3 +120,37 @@ def test_events_for_an_organization_are_sent_with_its_tokens_alone(
         assert status["queue"]["events"] == len(filled.written)
         assert len(list(product.stored())) == 1
     api.close()
+
+
+PERSONAL = "polar_pat_test"
+
+
+@pytest.mark.parametrize("filled_with", [TOKEN, PERSONAL], ids=["an organization's", "a personal"])
+def test_events_taken_for_one_kind_of_token_are_not_sent_with_the_other(
+    product: Product, filled_with: str
+) -> None:
+    """Polar would refuse every one of them, and they would become dead letters."""
+    product.set(shutdown_timeout="0.1")
+    product.environ["POLAR_ACCESS_TOKEN"] = filled_with
+    product.start_daemon()
+    line = Line(product.socket)
+    named = {"organization_id": str(ORGANIZATION_ID)} if filled_with == PERSONAL else {}
+    line.send({"name": "usage", "external_customer_id": "c", **named})
+    assert line.acked(1) == []
+    line.close()
+    product.stop_daemon()
+    product.environ["POLAR_ACCESS_TOKEN"] = TOKEN if filled_with == PERSONAL else PERSONAL
+
+    for command in ("run", "flush"):
+        done = product.run(command)
+        assert done.returncode == 2
+        assert "Polar would refuse them" in done.stderr
+        assert "until the queue is empty, or choose another queue_dir" in done.stderr
+    done = product.run("check", "--offline", "--json")
+    assert done.returncode == 1
+    assert "Polar would refuse them" in done.stdout
+    status = product.status()
+    assert (status["queue"]["events"], status["ledger"]["dead"]) == (1, 0)
+    product.environ["POLAR_ACCESS_TOKEN"] = filled_with
+    product.start_daemon()
+    assert product.stop_daemon() == 0

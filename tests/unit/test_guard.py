@@ -61,9 +61,9 @@ class Scene:
             raise QueueError("change the queue", "daemon", "it is stopping")
         self.known = organization
 
-    def send(self, seconds: float = 0.0) -> Outcome:
+    def send(self, seconds: float = 0.0, *events: str) -> Outcome:
         self.clock.advance(seconds)
-        return self.guard.ingest(b"{}")
+        return self.guard.ingest(b'{"events":[%b]}' % ",".join(events).encode())
 
 
 def test_the_organization_is_learned_once_from_what_was_delivered_when_it_can_be_read() -> None:
@@ -162,3 +162,34 @@ def test_while_it_is_not_known_whose_token_it_is_nothing_is_sent_and_no_event_is
     assert scene.sent == []
     assert verdict.action is action
     assert not verdict.suspect
+
+
+TAKEN_FOR_AN_ORGANIZATION = '{"name":"u","metadata":{"organization_id":"x"}}'
+TAKEN_FOR_A_PERSON = '{"name":"u","organization_id":"0a1b2c3d-0000-4000-8000-000000000001"}'
+
+
+@pytest.mark.parametrize(
+    ("token", "strange", "fitting", "hint"),
+    [
+        ("polar_oat_x", TAKEN_FOR_A_PERSON, TAKEN_FOR_AN_ORGANIZATION, "use a personal token"),
+        ("polar_pat_x", TAKEN_FOR_AN_ORGANIZATION, TAKEN_FOR_A_PERSON, "use a token of that organization"),
+    ],
+)
+def test_events_that_were_taken_for_the_other_kind_of_token_are_held_and_not_refused_for_good(
+    token: str, strange: str, fitting: str, hint: str
+) -> None:
+    scene = Scene({}, token=token)
+
+    verdict = judge(scene.send(0.0, fitting, strange), 2)
+
+    assert scene.sent == []
+    assert verdict.action is Action.HOLD
+    assert "1 of 2 events were taken for" in verdict.reason
+    assert hint in verdict.hint
+    assert scene.send(0.0, fitting) == STORED
+
+
+def test_what_is_no_batch_at_all_is_left_to_the_server() -> None:
+    scene = Scene({}, token="polar_pat_x")
+
+    assert scene.guard.ingest(b'{"events":["organization_id"]}') == STORED
