@@ -24,15 +24,13 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationE
 
 from agent import config_sources, places
 from agent import settings_values as read
-from agent.address import is_loopback, split_host_port
 from agent.ceiling import MOST_EVENTS
-from agent.config_sources import Layer, Problem
-from agent.errors import SettingsError
 from agent.lean import deferred
-from agent.redact import HIDDEN, redact
+from agent.redact import HIDDEN
+from agent.settings_problems import SECRETS, ConflictError, as_one_error, conflicts, findings
 from agent.settings_tail import tables
 from agent.tail import Table
-from agent.units import GIB, KIB, MIB, Invalid, format_duration, format_size
+from agent.units import GIB, KIB, MIB, format_duration, format_size
 
 with deferred("asyncio"):
     from pydantic_settings import (
@@ -43,7 +41,9 @@ with deferred("asyncio"):
     )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from agent.config_sources import Layer, Problem
 
 SERVERS = {"production": "https://api.polar.sh", "sandbox": "https://sandbox-api.polar.sh"}
 
@@ -51,11 +51,6 @@ SERVERS = {"production": "https://api.polar.sh", "sandbox": "https://sandbox-api
 # rest is left to the user's own checkout calls.
 SERVER_LIMITS = {"production": 500, "sandbox": 100}
 OUR_SHARE = 0.6
-
-_SECRETS = ("access_token", "api_token")
-
-# Room for the `external_id` and `timestamp` that the agent adds to a line.
-_STAMP_BYTES = 256
 
 
 class _Sources(NamedTuple):
@@ -300,9 +295,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
-        conflicts = list(_conflicts(self))
-        if conflicts:
-            raise _ConflictError(conflicts)
+        found = list(conflicts(self))
+        if found:
+            raise ConflictError(found)
         return self
 
     @property
@@ -331,21 +326,13 @@ class Settings(BaseSettings):
     def document(self) -> list[dict[str, object]]:
         """Return every setting, its value for programs (a token's is hidden), and where it comes from."""
         values = self.model_dump(mode="json")
-        for name in _SECRETS:
+        for name in SECRETS:
             if values[name] is not None:
                 values[name] = HIDDEN
         return [
             {"setting": name, "value": values[name], "from": self._origins.get(name, "default")}
             for name in type(self).model_fields
         ]
-
-
-class _ConflictError(ValueError):
-    """Settings that are fine one by one, but not together."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(f"{problem.setting}: {problem.reason}" for problem in problems))
-        self.problems = problems
 
 
 def load(
@@ -385,11 +372,11 @@ def load(
     try:
         settings = Settings()
     except ValidationError as error:
-        problems.extend(_problems(error, values, origins))
+        problems.extend(findings(error, values, origins))
     finally:
         _sources.reset(token)
     if problems:
-        raise _error(problems)
+        raise as_one_error(problems)
     settings._origins = origins  # noqa: SLF001 - still being made here
     return settings
 
@@ -410,78 +397,6 @@ def settings_table() -> str:
         variable = f"`{config_sources.PREFIX}{name.upper()}`{also.get(name, '')}"
         rows.append((f"`{name}`", variable, str(shown), info.description or ""))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _conflicts(settings: Settings) -> Iterator[Problem]:
-    """Yield what does not go together; each would else show only when the first large event comes."""
-    needed = settings.max_line_bytes + _STAMP_BYTES
-    for name in ("max_batch_bytes", "queue_max_bytes"):
-        room: int = getattr(settings, name)
-        if room < needed:
-            yield Problem(
-                name,
-                "",
-                f"{format_size(room)} cannot hold one event of max_line_bytes "
-                f"({format_size(settings.max_line_bytes)})",
-                f"lower max_line_bytes, or raise {name} to at least {needed}",
-            )
-    if settings.api_listen is not None and settings.api_token is None:
-        host, _ = split_host_port(settings.api_listen)
-        if not is_loopback(host):
-            yield Problem(
-                "api_listen",
-                "",
-                f"{settings.api_listen!r} can be reached from other machines, and no api_token is set",
-                "set api_token, or listen on 127.0.0.1",
-            )
-    if settings.socket_path == settings.api_socket_path:
-        yield Problem(
-            "api_socket_path",
-            "",
-            f"is the same as socket_path, {str(settings.socket_path)!r}",
-            "choose another path, or leave it out",
-        )
-
-
-def _problems(
-    error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Yield pydantic's findings in our words."""
-    for finding in error.errors(include_url=False, include_input=False):
-        if finding["type"] == "default_factory_not_called":
-            continue  # it only follows from another finding
-        cause = finding.get("ctx", {}).get("error")
-        if isinstance(cause, _ConflictError):
-            for problem in cause.problems:
-                origin = origins.get(problem.setting, "default")
-                yield Problem(problem.setting, origin, problem.reason, problem.hint)
-            continue
-        name = str(finding["loc"][0]) if finding["loc"] else ""
-        reason = cause.reason if isinstance(cause, Invalid) else finding["msg"]
-        hint = cause.hint if isinstance(cause, Invalid) else ""
-        yield Problem(name, origins.get(name, "default"), f"{_shown(name, values)}{reason}", hint)
-
-
-def _shown(name: str, values: Mapping[str, object]) -> str:
-    """Return a wrong value as it may be shown, with a blank behind it."""
-    if name not in values or name in _SECRETS:
-        return ""
-    shown = redact(repr(values[name]))
-    if name == "base_url" and ("@" in shown or "?" in shown):
-        return ""  # it may hold a password
-    most = 80
-    return f"{shown if len(shown) <= most else shown[:most] + '…'} "
-
-
-def _error(problems: Sequence[Problem]) -> SettingsError:
-    """Return one error for all problems."""
-    each = tuple((item.subject, item.reason, item.hint) for item in problems)
-    if len(problems) == 1:
-        return SettingsError("load the settings", *each[0], each)
-    lines = [f"- {item.subject}: {item.reason}\n    {item.hint}".rstrip() for item in problems]
-    return SettingsError(
-        "load the settings", f"{len(problems)} problems", "each needs mending", "\n  ".join(lines), each
-    )
 
 
 def _in_words(name: str, value: object) -> str:

@@ -154,6 +154,8 @@ def _screen() -> Any:
             raise KeyboardInterrupt
 
         was = termios.tcgetattr(sys.stdin)
+        # SIGINT, too: a program that a script starts in the background begins with ignoring it.
+        signal.signal(signal.SIGINT, end)
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGHUP, end)
         signal.signal(signal.SIGWINCH, lambda *_: None)  # the next picture has the new size
