@@ -25,7 +25,7 @@ PROGRAMS = (
         "promtool",
         "chromium",
     ),
-    *("curl", "node", "java", "perl", "rustc", "ruby", "php"),
+    *("curl", "socat", "node", "java", "perl", "rustc", "ruby", "php"),
 )
 """What some tests need beside Python; `.ci/run` installs all of it.
 

@@ -90,6 +90,16 @@ for n in 1 2 3; do
     printf '{"name":"n%s","external_customer_id":"c","external_id":"e%s"}\n' $n $n | agent send || exit 93
 done
 agent flush --timeout 20s || exit 94
+python - <<'METRICS' >/run/polar-agent/metrics || exit 89
+import http.client, socket
+call = http.client.HTTPConnection("agent")
+call.sock = socket.socket(socket.AF_UNIX)
+call.sock.connect("/run/polar-agent/api.sock")
+call.request("GET", "/metrics")
+print(call.getresponse().read().decode())
+METRICS
+grep -q '^polar_agent_events_delivered_total 3' /run/polar-agent/metrics || exit 88
+grep '^process_resident_memory_bytes ' /run/polar-agent/metrics || exit 87
 agent check --json >/run/polar-agent/check || { cat /run/polar-agent/check >&2; exit 95; }
 agent status --json
 kill -HUP $daemon
@@ -159,6 +169,8 @@ def test_read_only_without_root_and_without_network_it_does_all_of_its_job(image
     status = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"version"')))
     assert status["ledger"]["accepted"] == status["ledger"]["delivered"] == 3
     assert status["queue"]["path"] == "/var/lib/queue"
+    resident = float(re.search(r"^process_resident_memory_bytes (\S+)$", done.stdout, re.MULTILINE).group(1))
+    assert 10e6 < resident <= 55e6, "with the API and metrics in use"
 
 
 # -- the manifests ---------------------------------------------------------------------
