@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ PROGRAMS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A script that runs the tests in the background has them ignore it, and all that they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "needs(program): leave the test out where this is not installed")
 
 

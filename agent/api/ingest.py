@@ -143,7 +143,6 @@ class Ingest:
         self._writer.append(append)
 
     # -- what is wrong -----------------------------------------------------------------------
-    # -- what is wrong -----------------------------------------------------------------------
 
     def _read_closely(self, content_type: str | None, body: bytes, now: float) -> Response | list[bytes]:
         """Read a body as Polar does; return what is wrong with it, or its events, each of them fine alone."""
