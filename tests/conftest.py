@@ -21,6 +21,7 @@ PROGRAMS = (
         "systemd-analyze",
         "dpkg-deb",
         "unshare",
+        "mkfs.ext4",
         "setpriv",
         "man",
         "promtool",
@@ -30,7 +31,7 @@ PROGRAMS = (
 )
 """What some tests need beside Python; `.ci/run` installs all of it.
 
-`unshare` stands for mount namespaces, which need more than the program.
+`unshare` stands for mount namespaces, which need more than the program, and `mkfs.ext4` for mounting a file.
 """
 
 
@@ -70,6 +71,8 @@ def _missing(item: pytest.Item) -> list[str]:
 
 @cache
 def _works(program: str) -> bool:
+    if program == "mkfs.ext4":
+        return small_disk.fails_available()
     return small_disk.available() if program == "unshare" else shutil.which(program) is not None
 
 

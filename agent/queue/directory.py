@@ -11,6 +11,11 @@ from agent.errors import QueueError, reason_of
 from agent.queue.raw import sync_directory
 
 _OURS = ("cache.db", "ballast", "lock")
+_HINTS = {
+    errno.EIO: "see the disk's health, and the kernel's log",
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE, or ulimit -n",
+    errno.ENOSPC: "make room on it",
+}
 _MOST_LINKS = 40  # as many as Linux follows
 
 
@@ -31,7 +36,7 @@ def prepare_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for made in missing:
             sync_directory(made.parent)
-        status = directory.stat()
+        _check(directory, directory.stat())
     except (FileExistsError, NotADirectoryError) as error:
         raise QueueError(
             "use the queue directory",
@@ -41,14 +46,11 @@ def prepare_directory(directory: Path) -> None:
         ) from error
     except OSError as error:
         raise QueueError(
-            "make the queue directory",
+            "use the queue directory" if os.path.lexists(directory) else "make the queue directory",
             subject,
             reason_of(error),
-            "make room on it"
-            if error.errno == errno.ENOSPC
-            else "set queue_dir to a directory that you may write",
+            _HINTS.get(error.errno or 0, "set queue_dir to a directory that you may write"),
         ) from error
-    _check(directory, status)
 
 
 def _refuse_unsafe_link(link: Path) -> None:

@@ -27,6 +27,7 @@ from agent.errors import QueueError
 from agent.logs import get
 from agent.queue import Books, replace_books
 from agent.queue.check import DATABASE, INDEX, KEPT, LOG, glance, probe
+from agent.queue.fault import fault
 from agent.queue.raw import sync_directory
 from agent.queue.rescue import Rescue
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, FORMAT, META, Meta, numbered, seal
@@ -163,9 +164,17 @@ def finish(directory: Path) -> None:
 
 
 def mended_at(directory: Path) -> list[float]:
-    """Return when damaged files were set aside, as the names tell; Unix seconds."""
+    """Return when damaged files were set aside, as the names tell; Unix seconds.
+
+    Raises:
+        QueueError: the disk does not say.
+    """
     moments = []
-    for place in directory.glob(QUARANTINE + "*"):
+    try:
+        places = list(directory.glob(QUARANTINE + "*"))
+    except OSError as error:
+        raise fault("look into", directory, error) from error
+    for place in places:
         told = place.name.removeprefix(QUARANTINE)[:_STAMP_LENGTH]
         with contextlib.suppress(ValueError):
             moments.append(datetime.strptime(told, _STAMP).replace(tzinfo=UTC).timestamp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STEP = 4096
+_TRIES = 5  # what a disk refuses but now and then is no damage
 
 
 class RawFile:
@@ -26,11 +28,17 @@ class RawFile:
         self.unreadable = 0
         self._file: int | None = None
         self.size = 0
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.size = os.fstat(self._file).st_size
-        except OSError as error:
-            self.unreadable += not isinstance(error, FileNotFoundError)
+        for _ in range(_TRIES):
+            try:
+                if self._file is None:
+                    self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self.size = os.fstat(self._file).st_size
+            except FileNotFoundError:
+                return
+            except OSError:
+                continue
+            return
+        self.unreadable += 1
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
@@ -44,11 +52,11 @@ class RawFile:
         """Return what is there, at most `length` bytes; None when the disk refuses."""
         if self._file is None:
             return b""
-        try:
-            return os.pread(self._file, length, offset)
-        except OSError:
-            self.unreadable += 1
-            return None
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                return os.pread(self._file, length, offset)
+        self.unreadable += 1
+        return None
 
     def close(self) -> None:
         """Let go of the file."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.load import Load, assert_all_accounted
 from support.processes import Line, Product, balanced, wait_until
-from support.small_disk import SmallDisk
+from support.small_disk import FailingDisk, SmallDisk
 from support.trials import STRANGER
 
 if TYPE_CHECKING:
@@ -189,6 +189,27 @@ def test_a_daemon_that_was_killed_while_it_had_given_its_room_back_starts_all_th
 
     product.wait_until_drained()
     assert load.acked <= {event["external_id"] for event in product.stored()}
+
+
+@needs_small_disk
+def test_what_is_kept_for_a_start_lets_a_daemon_start_when_nothing_else_is_left(product: Confined) -> None:
+    """SQLite's log and its index went with the daemon before, and its ballast to others."""
+    product.set(shutdown_timeout="0.1")
+    product.start_settled()
+    load = Load(product.socket, "a")
+    load.go_on(200)
+    load.finish()
+    product.stop_daemon()
+    os.truncate(product.queue / "ballast", 0)
+    product.disk.fill()
+
+    product.start_daemon()
+
+    assert not (product.queue / "ballast.start").exists()
+    product.start_emulator()
+    product.wait_until_drained()
+    product.disk.relieve()
+    product.assert_all_accounted([load])
 
 
 @needs_small_disk
@@ -390,3 +411,36 @@ def test_a_read_only_disk_is_refused_and_works_again_when_it_can_be_written(prod
     product.disk.remount("rw")
 
     product.assert_all_accounted([load])
+
+
+@pytest.mark.needs("mkfs.ext4")
+def test_a_file_system_that_makes_itself_read_only_under_a_daemon_costs_nothing_that_was_acknowledged(
+    tmp_path: Path,
+) -> None:
+    """The kernel lets nobody mount it for writing again: it is to be taken away, checked and mounted anew."""
+    disk = FailingDisk(tmp_path / "disk", size=32 * MIB)
+    product = Confined(tmp_path, disk, shutdown_timeout="0.1")
+    try:
+        product.start_daemon()
+        load = Load(product.socket, "a")
+        load.go_on()
+
+        disk.fail()
+
+        wait_until(lambda: "the file system is read-only" in product.log.read_text(), what="a message")
+        assert "mount it for writing again" in product.log.read_text()
+        product.assert_alive()
+        assert product.stop_daemon() == 0
+        load.give_up()
+        disk.mend()
+        product.prefix, product.queue = disk.prefix, disk.seen / "queue"
+        product.start_emulator()
+        product.start_daemon()
+        product.wait_until_drained()
+        stored = [event["external_id"] for event in product.stored()]
+        assert len(stored) == len(set(stored))
+        assert load.acked <= set(stored) <= set(load.written)
+        assert balanced(product.status())
+    finally:
+        product.close()
+        disk.close()

@@ -24,6 +24,7 @@ import pytest
 from support import trace
 from support.processes import PATIENCE, Line, Product, wait_until
 
+from agent.queue.ballast import MOST_BYTES
 from agent.queue.disk import DiskQueue
 
 if TYPE_CHECKING:
@@ -255,6 +256,24 @@ def test_new_directories_and_files_are_synced_by_name_before_the_first_ack(recor
 
     made = {recording.queue, *recording.queue.parents} - {recording.root}
     assert not unsynced & {*map(str, made), recording.database, recording.log}
+
+
+def test_the_ballast_takes_its_room_before_the_first_ack_and_is_not_given_back_while_there_is_some(
+    recording: Recording,
+) -> None:
+    """Room that is promised and not written is no room."""
+    ballast = str(recording.queue / "ballast")
+    calls = [
+        (position, call)
+        for position, call, ended, _ in recording.replayed()
+        if ended and call.path == ballast
+    ]
+    written = [position for position, call in calls if call.name in trace.WRITES]
+    synced = [position for position, call in calls if call.name in trace.SYNCS]
+
+    assert sum(call.result or 0 for _, call in calls if call.name in trace.WRITES) == MOST_BYTES
+    assert written[-1] < synced[-1] < recording.acks[0].position
+    assert not [call for _, call in calls if call.name in ("ftruncate", "truncate")]
 
 
 def test_a_checkpoint_writes_to_the_database_only_what_is_synced_in_the_log(recording: Recording) -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.clock import FakeClock
 from support.damage import DATABASE, INDEX, LOCK, LOG, copy, reports, write
 from support.processes import PATIENCE, Line, Product, balanced, wait_until
-from support.queues import chunk_of
+from support.queues import buried, chunk_of
 
 from agent.errors import QueueError
 from agent.queue import Change, mend
@@ -234,3 +234,58 @@ def test_what_is_gone_is_counted_and_named_in_log_status_and_report(product: Pro
     told = product.run("status").stdout
     assert "7 of the dropped were lost to damage" in told
     assert product.status()["ledger"]["dropped"] == 7
+
+
+# -- what comes back -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["the event", "its dead letter"])
+def test_a_dead_letter_that_comes_back_beside_its_own_event_is_sent_once(
+    product: Product, first: str
+) -> None:
+    """A rescue may find it on an old page, although it was retried since: both have one external id."""
+    with closing(DiskQueue(product.queue, server=product.url)) as queue:
+        (key,) = queue.commit(Change(appends=[chunk_of("a")]))
+        queue.commit(Change(settlements=[buried(key, "a")]))
+        queue.commit(Change(appends=[chunk_of("a")]))
+    product.start_emulator()
+    if first == "the event":
+        assert product.run("flush").returncode == 0
+
+    assert product.run("dead", "retry", "--all").returncode == 0
+    assert product.run("flush").returncode == 0
+
+    assert [event["external_id"] for event in product.stored()] == ["a"]
+    status = product.status()
+    assert balanced(status)
+    assert status["ledger"] == {
+        "accepted": 2,
+        "refused": 0,
+        "dead": 0,
+        "dropped": 0,
+        "delivered": 1,
+        "duplicates": 1,
+    }
+    assert (status["queue"]["events"], status["queue"]["dead"]) == (0, 0)
+
+
+# -- the lock --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["removed", "empty", "nonsense", "another process"])
+def test_a_lock_file_that_is_damaged_lets_no_second_daemon_in_and_the_first_is_still_named(
+    product: Product, damage: str
+) -> None:
+    product.start_daemon()
+    assert product.daemon is not None
+    lock = product.queue / LOCK
+    lock.unlink()
+    if damage != "removed":
+        lock.write_bytes({"empty": b"", "nonsense": b"\xff\x00no\n", "another process": b"1\n"}[damage])
+
+    product.set(socket_path=product.directory / "other.sock", api_socket_path=product.directory / "o.api")
+    done = product.run("run")
+
+    assert done.returncode == 1
+    assert f"process {product.daemon.pid} uses it" in done.stderr
+    assert product.stop_daemon() == 0

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATABASE, LOG, INDEX, LOCK = "cache.db", "cache.db-wal", "cache.db-shm", "lock"
-FILES = (DATABASE, LOG, INDEX, LOCK)
+BALLAST = ("ballast", "ballast.start", "ballast.name")
+FILES = (DATABASE, LOG, INDEX, LOCK, check.KEPT, *BALLAST)
 _PAGE = 4096
 _ARRIVED = 1_795_435_200_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 _BLOCK = 4096
@@ -40,8 +41,11 @@ class SmallDisk:
     def __init__(self, directory: Path, *, size: int, inodes: int = 0) -> None:
         directory.mkdir()
         self._directory = directory
-        options = f"size={size},nr_inodes={inodes},mode=700"
-        script = f"mount -t tmpfs -o {options} tmpfs '{directory}' && echo && read end"
+        self._mount(f"-t tmpfs -o size={size},nr_inodes={inodes},mode=700 tmpfs")
+
+    def _mount(self, what: str) -> None:
+        """Mount it in a namespace of its own."""
+        script = f"mount {what} '{self._directory}' && echo && read end"
         self._holder = subprocess.Popen(
             [*_unshare(), "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -50,7 +54,7 @@ class SmallDisk:
         pid = str(self._holder.pid)
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         self.prefix = ["nsenter", "--target", pid, "--mount", *user, "--"]
-        self.seen = Path(f"/proc/{pid}/root{directory}")
+        self.seen = Path(f"/proc/{pid}/root{self._directory}")
 
     def free(self) -> int:
         """Return how many bytes are free."""
@@ -91,3 +95,45 @@ class SmallDisk:
         """Let go of it; it ends with the last process that uses it."""
         with self._holder:
             self._holder.kill()
+
+
+def fails_available() -> bool:
+    """Tell whether this machine lets us have a `FailingDisk`."""
+    if os.geteuid() != 0 or not available() or not all(map(shutil.which, ("mkfs.ext4", "e2fsck"))):
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            FailingDisk(Path(place) / "disk", size=8 << 20).close()
+        except AssertionError:
+            return False
+    return True
+
+
+class FailingDisk(SmallDisk):
+    """A file system that makes itself read-only for good when it is asked to, as upon an error of its own.
+
+    Args:
+        directory: as of a `SmallDisk`.
+        size: bytes.
+    """
+
+    def __init__(self, directory: Path, *, size: int) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._image = directory.with_name("disk.image")
+        with self._image.open("wb") as image:
+            image.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", self._image], check=True)
+        self._mount(f"-o loop '{self._image}'")
+
+    def fail(self) -> None:
+        """Make it read-only; nothing makes it writable again but to take it away and mend it."""
+        self.remount("abort")
+
+    def mend(self) -> None:
+        """Take it away, which nobody may use then, mend it, and mount it again."""
+        subprocess.run([*self.prefix, "umount", str(self._directory)], check=True)
+        super().close()
+        mended = subprocess.run(["e2fsck", "-f", "-y", self._image], capture_output=True, check=False)
+        assert mended.returncode in (0, 1), mended.stdout
+        self._mount(f"-o loop '{self._image}'")
