@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,7 @@ def _delivery(now: Document, width: int) -> list[str]:
     wait = "" if following is None else f", next attempt in {rough_span(following)}"
     lines = [f"delivery    {delivery['state']}{wait}"]
     if delivery["last_error"]:
-        room = width - 12
-        text = " ".join(str(delivery["last_error"]).split())
-        pieces = [text[start : start + room] for start in range(0, len(text), room)]
+        pieces = textwrap.wrap(str(delivery["last_error"]), max(width - 12, 20), break_on_hyphens=False)
         lines += [f"{'':<12}{piece}" for piece in pieces[:_LONGEST_TROUBLE]]
     requests = "  ".join(f"{result}: {count:,}" for result, count in now["requests"].items())
     lines.append(f"requests    {requests or 'none yet'}")

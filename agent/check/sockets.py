@@ -53,7 +53,7 @@ def ask_daemon(settings: Settings) -> tuple[dict[str, Any] | None, Finding]:
     except AgentError as error:
         return None, failed(name, subject, error.reason, error.hint)
     if status is None:
-        return None, ok(name, subject, "none runs with these settings")
+        return None, ok(name, subject, "no daemon runs with these settings")
     pid, delivery = status["daemon"]["pid"], status["delivery"]
     if status["version"] != __version__:
         message = f"process {pid} runs version {status['version']}, and this is {__version__}"

@@ -90,11 +90,15 @@ def which_container(environ: Mapping[str, str], root: Path) -> str | None:
 
 def explain_stop(container: str, shutdown_timeout: float) -> Finding:
     """Say whether the agent stops before its container is killed."""
-    name, told = "container", f"shutdown_timeout is {format_duration(shutdown_timeout)}"
+    name = "container"
+    told = f"stopping takes up to {format_duration(shutdown_timeout)} (shutdown_timeout)"
     if container != "Kubernetes" and shutdown_timeout >= _DOCKER_STOP_SECONDS - 1:
         mend = "lower shutdown_timeout, or stop with more patience: docker stop --time"
-        return warning(name, container, f"{told}, and after 10 s it is killed", mend)
-    return ok(name, container, told)
+        return warning(name, container, f"{told}, and after 10 s the container is killed", mend)
+    patience = (
+        "terminationGracePeriodSeconds must be longer" if container == "Kubernetes" else "within its 10 s"
+    )
+    return ok(name, container, f"{told}: {patience}")
 
 
 def explain_unit(properties: Mapping[str, str], shutdown_timeout: float) -> Finding:

@@ -64,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
 def _findings(settings: Settings, *, online: bool) -> Iterator[Finding]:
     """Yield everything that there is to find."""
     from agent import logs
-    from agent.check import disk, ok, sockets, surroundings
+    from agent.check import disk, ok, sockets, surroundings, tails
 
     logs.configure("error", "auto", sys.stderr)
-    yield ok("settings", ", ".join(_places(settings)) or "defaults", "can be used")
+    yield ok("settings", ", ".join(_places(settings)) or "defaults", "fine, every one is known")
     status, daemon = sockets.ask_daemon(settings)
     yield daemon
     yield from disk.look(settings)
     yield from sockets.look(settings, status)
+    yield from tails.look(settings)
     yield from surroundings.look(settings, os.environ)
     if online:
         from agent.check import server
@@ -81,10 +82,14 @@ def _findings(settings: Settings, *, online: bool) -> Iterator[Finding]:
 
 def _places(settings: Settings) -> list[str]:
     """Return where settings come from, each place once."""
-    kinds = ("command line", "environment", "credential")
+    kinds = {
+        "command line": "command line",
+        "environment": "environment variables",
+        "credential": "credential",
+    }
     return list(
         dict.fromkeys(
-            next((kind for kind in kinds if origin.startswith(kind)), origin)
+            next((place for kind, place in kinds.items() if origin.startswith(kind)), origin)
             for origin in settings.sources.values()
         )
     )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.answer import Answer, NoAnswer
-from agent.check import failed, ok, passed, warning
+from agent.check import failed, ok, passed, tails, warning
 from agent.check.mounts import mount_of
 from agent.check.server import explain_clock, explain_server, explain_token
 from agent.check.surroundings import (
@@ -19,6 +19,7 @@ from agent.check.surroundings import (
     secret_file,
     which_container,
 )
+from agent.tail import Table
 from agent.units import MIB
 
 URL = "https://api.polar.sh"
@@ -181,3 +182,36 @@ def test_a_settings_file_that_holds_the_token_is_looked_at_likewise(tmp_path):
     )
 
     assert [finding.state for finding in secret_file(settings)] == ["warning"]
+
+
+# -- tailed files --------------------------------------------------------------------------
+
+
+def of_tail(path, **more):
+    (finding,) = tails.look(SimpleNamespace(tail=(Table(str(path), **more),)))
+    return finding
+
+
+def test_tailed_files_that_may_be_read_are_fine_and_counted(tmp_path):
+    for name in ("a.log", "b.log", "b.log.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.log").mkdir()
+
+    assert of_tail(tmp_path / "*.log").message == "2 files, may be read"
+    assert of_tail(tmp_path / "*", exclude=("*.gz",)).message == "2 files, may be read"
+
+
+@pytest.mark.parametrize("path", ["none*.log", "no/such/directory/*.log"])
+def test_a_tail_that_finds_nothing_works_and_is_told(tmp_path, path):
+    assert of_tail(tmp_path / path).state == "warning"
+
+
+def test_tailed_files_that_this_user_may_not_read_fail(tmp_path, monkeypatch):
+    for name in ("a.log", "b.log", "c.log"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("os.access", lambda path, _mode: path.endswith("b.log"))
+
+    finding = of_tail(tmp_path / "*.log")
+
+    assert finding.state == "failed"
+    assert finding.message == f"{tmp_path / 'a.log'}: this user may not read it; 1 more like it"

@@ -116,3 +116,13 @@ def test_what_programs_wrote_cannot_steer_the_terminal() -> None:
 def test_trouble_is_any_of_the_three() -> None:
     assert troubled(overview())
     assert not troubled(overview(health={"live": True, "ready": True, "delivering": True, "reasons": []}))
+
+
+def test_a_long_trouble_is_broken_between_words() -> None:
+    trouble = "403: the token may not write events; give the token the scope events:write, then wait a minute"
+    delivery = {**overview()["delivery"], "last_error": trouble}
+
+    lines = [line.strip() for line in shown(overview(delivery=delivery)).splitlines()]
+
+    first = next(number for number, line in enumerate(lines) if line.startswith("403:"))
+    assert " ".join(lines[first : first + 2]) == trouble
