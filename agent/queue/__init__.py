@@ -67,6 +67,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: the file's identity, as in the ids of its lines: see `agent.tail.identity`.
         path: where the file was seen last; bytes that are no UTF-8 as ``\xNN``.
+        target: what that path led to, where it is or goes through a symbolic link; empty where not.
         device: of the file system.
         inode: of the file.
         offset: bytes read, from the beginning of the file.
@@ -83,6 +84,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     path: str
+    target: str = ""
     device: int
     inode: int
     offset: int = 0
@@ -95,6 +97,11 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     done: bool = False
     refused: int = 0
     last_line_at: float | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the file itself was, all symbolic links followed."""
+        return self.target or self.path
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):

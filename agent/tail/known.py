@@ -52,11 +52,11 @@ class KnownFiles:
         if checkpoint.id not in self._checkpoints:
             self._alike[fingerprint_of(checkpoint.id)].add(checkpoint.id)
         self._checkpoints[checkpoint.id] = checkpoint
-        newest = self._newest.get(checkpoint.path)
+        newest = self._newest.get(checkpoint.place)
         if checkpoint.last_line_at is not None and (
             newest is None or checkpoint.last_line_at >= (newest.last_line_at or 0.0)
         ):
-            self._newest[checkpoint.path] = checkpoint
+            self._newest[checkpoint.place] = checkpoint
 
     def get(self, identity: str) -> Checkpoint | None:
         """Return the checkpoint of a file."""
@@ -67,12 +67,12 @@ class KnownFiles:
         return list(self._checkpoints.values())
 
     def newest(self) -> list[Checkpoint]:
-        """Return, of each path, the file that was read last there."""
+        """Return, of each place, the file that was read last there."""
         return list(self._newest.values())
 
-    def newest_at(self, path: str) -> Checkpoint | None:
-        """Return the file that was read last at a path."""
-        return self._newest.get(path)
+    def newest_at(self, place: str) -> Checkpoint | None:
+        """Return the file that was read last at a place, or the note that none was there yet."""
+        return self._newest.get(place)
 
     def cut(self, identity: str, now: float) -> None:
         """Note that a file's inode has other bytes now."""
@@ -138,9 +138,9 @@ class KnownFiles:
         gone.sort(key=lambda one: one.last_line_at or 0.0)
         names = [one.id for one in gone[: len(self._checkpoints) - MOST]]
         for name in names:
-            path = self._checkpoints.pop(name).path
-            if path in self._newest and self._newest[path].id == name:
-                del self._newest[path]
+            place = self._checkpoints.pop(name).place
+            if place in self._newest and self._newest[place].id == name:
+                del self._newest[place]
             self._alike[fingerprint_of(name)].discard(name)
             self._cut.pop(name, None)
         return names

@@ -83,7 +83,7 @@ class Newcomer:
     """A file that came up.
 
     Attributes:
-        path: where.
+        path: where, all symbolic links followed.
         device: of the file system.
         inode: of the file.
         fingerprint: see `agent.tail.identity`.
@@ -213,7 +213,7 @@ def _by_content(newcomer: Newcomer, one: Known) -> Act | None:
 def _by_family(newcomer: Newcomer, one: Known) -> Act | None:
     """Decide by bytes that prove little, together with the name and with what became of the known file."""
     at = one.checkpoint
-    if one.telling or newcomer.path == at.path or not same_family(newcomer.path, at.path):
+    if one.telling or newcomer.path == at.place or not same_family(newcomer.path, at.place):
         return None
     if one.state is State.CUT:
         return Act.READ_ON if one.bytes is Bytes.SAME else Act.LEAVE

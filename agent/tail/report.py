@@ -22,6 +22,11 @@ def first_seen(pattern: str) -> str:
     return f"table-{blake2b(pattern.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
 
 
+def nothing_read(place: str) -> str:
+    """Return the id of the checkpoint that says: a file was at this place, and had no line yet."""
+    return f"place-{blake2b(place.encode(), digest_size=8).hexdigest()}"
+
+
 def document(tailed: Tailed) -> dict[str, Any]:
     """Return how a file stands."""
     at = tailed.at

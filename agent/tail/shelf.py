@@ -36,7 +36,7 @@ from agent.tail.identity import (
 from agent.tail.known import KnownFiles, Standing
 from agent.tail.open_file import NotAFileError, open_file
 from agent.tail.recognition import Act, Decision, State
-from agent.tail.report import document, first_seen
+from agent.tail.report import document, first_seen, nothing_read
 from agent.tail.tailed import Key, Tailed, key_of, shown
 from agent.tail.taking import Place, Taken, Taking
 from agent.writer import Append
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from agent.tail import Table
     from agent.writer import Writer
 
-_READ_BYTES = 512 * 1024
 _QUIET_SECONDS = 1.0
 """So long must a file be quiet that nobody writes to before it is closed."""
 _DOUBTFUL_SECONDS = 60.0
@@ -92,6 +91,7 @@ class Shelf:
         clock: Clock,
         *,
         server_now: Callable[[], float],
+        block_bytes: int,
     ) -> None:
         self._tables = tables
         self._takings = [Taking(checker, table) for table in tables]
@@ -102,7 +102,7 @@ class Shelf:
         self._server_now = server_now
         self._log = get("tail")
         self._max_line_bytes = checker.max_line_bytes
-        self._read_bytes = read_bytes(self._max_line_bytes, _READ_BYTES)
+        self._read_bytes = read_bytes(self._max_line_bytes, block_bytes)
         self.files: dict[Key, Tailed] = {}
         self.directories: set[str] = set()
         self.taken = 0
@@ -112,6 +112,7 @@ class Shelf:
         self._by_path: dict[str, list[Key]] = {}
         self._owners: dict[str, Tailed] = {}
         self._problems: dict[str, str] = {}
+        self._noted: set[str] = set()
         checkpoints = queue.checkpoints()
         self._begun = {one.id for one in checkpoints if not one.inode and one.id.startswith("table-")}
         self._known = KnownFiles((one for one in checkpoints if one.id not in self._begun), self._standing)
@@ -133,13 +134,13 @@ class Shelf:
         changed, rotated = self._compare(seen, now)
         self._begin_tables()
         self.directories = directories | {
-            os.path.dirname(os.path.realpath(tailed.path))  # noqa: PTH120
+            os.path.dirname(tailed.target)  # noqa: PTH120
             for tailed in self.files.values()
             if tailed.state is State.LIVE
         }
         self._by_path = {}
         for key, tailed in self.files.items():
-            for path in {tailed.path, os.path.realpath(tailed.path)}:
+            for path in {tailed.path, tailed.target}:
                 self._by_path.setdefault(path, []).append(key)
         if not self._scanned:
             rotated += self._cut_meanwhile()
@@ -176,7 +177,7 @@ class Shelf:
             if was_live and tailed.state is State.AWAY and tailed.at is not None:
                 rotated.append(tailed.at)
         for key, (paths, table) in seen.items():
-            tailed = Tailed(key, paths[0], table, changed=now)
+            tailed = Tailed(key, paths[0], os.path.realpath(paths[0]), table, changed=now)
             tailed.from_end = self._starts_at_end(table)
             self.files[key] = tailed
             self._open(tailed)
@@ -216,11 +217,14 @@ class Shelf:
                 return [tailed.key]
             return []
         paths, tailed.table = seen
-        moved = tailed.path not in paths
-        if moved:
+        before = tailed.path, tailed.target
+        tailed.origin = ""
+        if tailed.path not in paths:
             tailed.path = paths[0]
-            if tailed.at is not None:
-                self._put(tailed, msgspec.structs.replace(tailed.at, path=shown(tailed.path)), persist=True)
+        tailed.target = os.path.realpath(tailed.path)
+        moved = before != (tailed.path, tailed.target)
+        if moved and tailed.at is not None:
+            self._put(tailed, msgspec.structs.replace(tailed.at, **tailed.here), persist=True)
         if moved or tailed.state is not State.LIVE or tailed.problem or tailed.copy_of or tailed.waiting:
             tailed.state = State.LIVE
             return [tailed.key]
@@ -250,7 +254,7 @@ class Shelf:
         """Note which directories are watched."""
         self.polled = False
         for tailed in self.files.values():
-            tailed.polled = os.path.dirname(os.path.realpath(tailed.path)) not in directories  # noqa: PTH120
+            tailed.polled = os.path.dirname(tailed.target) not in directories  # noqa: PTH120
             self.polled = self.polled or tailed.polled
 
     def at(self, path: str) -> list[Key]:
@@ -320,7 +324,7 @@ class Shelf:
         settled = self._clock.monotonic() - tailed.changed >= _SETTLED_SECONDS
         try:
             decision = self._known.meet(
-                shown(tailed.path), tailed.key, tailed.file, settled=settled, whole=whole
+                shown(tailed.target), tailed.key, tailed.file, settled=settled, whole=whole
             )
         except OSError as error:
             self._trouble(tailed, reason_of(error))
@@ -328,19 +332,17 @@ class Shelf:
         tailed.copy_of, tailed.waiting = "", False
         if decision is None:
             tailed.from_end = False  # its first line is still to come
+            self._note_empty(tailed)
             return False
         return self._settle(tailed, decision)
 
     def _settle(self, tailed: Tailed, decision: Decision) -> bool:
         """Do what was decided of a file; tell whether it is to be read."""
         known = decision.known
-        # One that is at none of the paths keeps the one by which it was known.
-        path = known.path if known is not None and tailed.state is State.AWAY else shown(tailed.path)
-        here: dict[str, Any] = {
-            "path": path,
-            "device": tailed.key.device,
-            "inode": tailed.key.inode,
-        }
+        here = tailed.here
+        if known is not None and tailed.state is State.AWAY:
+            # One that is at none of the paths keeps the one by which it was known.
+            here |= {"path": known.path, "target": known.target}
         if decision.act is Act.WAIT:
             tailed.waiting = True
             self._warm[tailed.key] = None
@@ -364,11 +366,29 @@ class Shelf:
                 at = self._at_end(tailed, at)
             tailed.from_end = False
             self._put(tailed, at, persist=at.offset > 0 or known is not None)
-            before = self._known.newest_at(at.path) if known is None and tailed.state is State.LIVE else None
+            before = self._known.newest_at(at.place) if known is None and tailed.state is State.LIVE else None
             if before is not None and self._scanned:
                 self._look_beside([before])
             return True
         return False
+
+    def _note_empty(self, tailed: Tailed) -> None:
+        """Remember since when a file was at a path of which nothing was read yet.
+
+        It has no identity, and so no checkpoint, before its first line. This one says: what comes of this
+        path by rotation and was written to later was not read.
+        """
+        place = shown(tailed.target)
+        if tailed.state is State.LIVE and place not in self._noted and self._known.newest_at(place) is None:
+            self._noted.add(place)
+            note = Checkpoint(
+                **{**tailed.here, "device": 0, "inode": 0},
+                id=nothing_read(place),
+                done=True,
+                last_line_at=self._clock.wall(),
+            )
+            self._known.put(note)
+            self._persist(note)
 
     def _give_up(self, identity: str) -> None:
         """Take an identity away from the file that has it now: that one is another file by now."""
@@ -393,9 +413,7 @@ class Shelf:
         head = b"" if tailed.file is None else tailed.file.read(0, HEAD_BYTES)
         return Checkpoint(
             id=identity,
-            path=shown(tailed.path),
-            device=tailed.key.device,
-            inode=tailed.key.inode,
+            **tailed.here,
             # It may be compared with another one before its first line is taken.
             head=head_lines(head),
             timed=is_timed(head),
@@ -570,7 +588,7 @@ class Shelf:
             needed = _QUIET_SECONDS
         elif file.compressed:
             needed = 0.0
-        elif is_rotated(shown(tailed.path)):
+        elif is_rotated(shown(tailed.target)):
             needed = _SETTLED_SECONDS
         else:
             return False
@@ -604,7 +622,7 @@ class Shelf:
         self._cut_off(old)
         self._log.info("a file was truncated or written anew", path=old.path, read=old.offset)
         for other in list(self.files.values()):
-            if other.at is None and other is not tailed and same_family(shown(other.path), old.path):
+            if other.at is None and other is not tailed and same_family(shown(other.target), old.place):
                 self._know(other)
         if self._known.state(old.id) is State.CUT:
             self._look_beside([old])
@@ -655,7 +673,7 @@ class Shelf:
         if not self._scanned:
             return [one for one in self._known.newest() if self._table_of(one) is not None]
         paths = {
-            shown(tailed.path)
+            shown(tailed.target)
             for tailed in self.files.values()
             if tailed.state is State.LIVE and tailed.at is None and not tailed.copy_of
         }
@@ -670,9 +688,9 @@ class Shelf:
         found = []
         missing: dict[object, list[Checkpoint]] = {}
         for one in lost:
-            missing.setdefault(family(one.path), []).append(one)
+            missing.setdefault(family(one.place), []).append(one)
             missing.setdefault((one.device, one.inode), []).append(one)
-        for directory in {os.path.dirname(one.path): None for one in lost}:  # noqa: PTH120
+        for directory in {os.path.dirname(one.place): None for one in lost}:  # noqa: PTH120
             for path, status in _files_in(directory):
                 key = key_of(status)
                 if key in self.files:
@@ -686,10 +704,14 @@ class Shelf:
         """See whether a file has to do with a lost one, and read it if so."""
         key, name = key_of(status), shown(path)
         # What was written to later than to the lost one was not there when that was read.
-        unseen = comes_of(name, lost.path) and status.st_mtime_ns >= self._last_written(lost)
-        if not (unseen or key == (lost.device, lost.inode) or same_family(name, lost.path)):
+        successor = comes_of(name, lost.place) or (name == lost.target)
+        unseen = successor and status.st_mtime_ns >= self._last_written(lost)
+        if not (unseen or key == (lost.device, lost.inode) or same_family(name, lost.place)):
             return False
-        tailed = Tailed(key, path, self._table_of(lost) or 0, State.AWAY, changed=self._clock.monotonic())
+        tailed = Tailed(
+            key, path, path, self._table_of(lost) or 0, State.AWAY, changed=self._clock.monotonic()
+        )
+        tailed.origin = lost.path
         self.files[key] = tailed
         self._warm[key] = None
         if self._open(tailed) and self._is_wanted(tailed, unseen=unseen):
@@ -714,7 +736,7 @@ class Shelf:
         assert tailed.file is not None  # noqa: S101 - it was just opened
         try:
             decision = self._known.meet(
-                shown(tailed.path), tailed.key, tailed.file, settled=False, whole=False
+                shown(tailed.target), tailed.key, tailed.file, settled=False, whole=False
             )
         except OSError:
             return False

@@ -59,6 +59,7 @@ class Tail:
         server_now: Unix time in seconds by the server's clock.
         queue_max_bytes: half of it is left to others: what is in files is safe there.
         watch: tells of changes; one is made if not given.
+        block_bytes: so much is read of a file in one turn, unless one line may be longer.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Tail:
         server_now: Callable[[], float],
         queue_max_bytes: int,
         watch: Watch | None = None,
+        block_bytes: int = 512 * 1024,
     ) -> None:
         self._writer = writer
         self._queue = queue
@@ -79,7 +81,9 @@ class Tail:
         self._most_bytes = int(queue_max_bytes * _SHARE_OF_QUEUE)
         self._log = get("tail")
         self._watch = watch or Watch()
-        self._shelf = Shelf(tables, checker, writer, queue, clock, server_now=server_now)
+        self._shelf = Shelf(
+            tables, checker, writer, queue, clock, server_now=server_now, block_bytes=block_bytes
+        )
         self._ready: dict[Key, None] = {}
         self._backlog: dict[Key, None] = {}
         self._quiet: deque[Key] = deque()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.tail.recognition import State
 
@@ -37,6 +37,7 @@ class Tailed:
     Attributes:
         key: its device and inode.
         path: where it is, or was.
+        target: the same with all symbolic links followed.
         table: the number of its `[[tail]]`.
         state: LIVE at a matched path, AWAY when it is at none.
         file: None when it is not open.
@@ -44,6 +45,7 @@ class Tailed:
         copy_of: the identity of the file that it is a copy of; empty when it is none.
         from_end: it was there at first, and only what is added counts.
         waiting: it may be a copy that is being made.
+        origin: the path at which it must have been, when it was found at none that is tailed.
         polled: nobody tells when it changes.
         size: in bytes, when it was looked at last.
         modified: the same for its time of modification, nanoseconds.
@@ -53,6 +55,7 @@ class Tailed:
 
     key: Key
     path: str
+    target: str
     table: int
     state: State = State.LIVE
     file: OpenFile | None = None
@@ -60,11 +63,23 @@ class Tailed:
     copy_of: str = ""
     from_end: bool = False
     waiting: bool = False
+    origin: str = ""
     polled: bool = True
     size: int = -1
     modified: int = 0
     changed: float = 0.0
     problem: str = ""
+
+    @property
+    def here(self) -> dict[str, Any]:
+        """What a checkpoint says of where it is."""
+        path, target = self.origin or shown(self.path), shown(self.target)
+        return {
+            "path": path,
+            "target": "" if target == path else target,
+            "device": self.key.device,
+            "inode": self.key.inode,
+        }
 
     @property
     def lag(self) -> int:

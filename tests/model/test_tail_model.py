@@ -28,24 +28,35 @@ class Machine:
 
     def __init__(self, directory: Path, pattern: str, *, timed: bool) -> None:
         self.directory = directory
-        self.log = directory / "app.log"
-        self.desk = Desk(directory, Table(str(directory / pattern)))
+        self.name = directory / "app.log"
+        self.desk = Desk(directory, Table(str(directory / pattern)), max_line_bytes=1000, block_bytes=1)
         self.timed = timed
-        self.finds_all = "*" in pattern
+        self.pattern = pattern
+        self.places = {self.name}
+        self.links = 0
         self.seen: set[int] = set()
         self.unlinked = False
         self.made = 0
-        self.writer = self.log.open("ab", buffering=0)
         self.rest = b""
         self.perhaps: set[str] = set()
         self.all: list[str] = []
+        self.open()
+
+    @property
+    def log(self) -> Path:
+        """Where the log itself is: at its name, or where that leads."""
+        return self.name.resolve()
+
+    def open(self) -> None:
+        self.place = self.log
+        self.writer = self.name.open("ab", buffering=0)
 
     # -- the program that writes ---------------------------------------------------------
 
     def new_line(self) -> bytes:
         self.made += 1
         self.all.append(str(self.made))
-        if self.is_out_of_reach(os.fstat(self.writer.fileno())):
+        if self.is_out_of_reach(os.fstat(self.writer.fileno()), self.place):
             self.perhaps.add(str(self.made))
         more = {"timestamp": f"2026-01-01T00:00:00.{self.made:06}Z"} if self.timed else {}
         return line(self.made, filler="x" * (self.made * 7 % 50), **more)
@@ -75,18 +86,23 @@ class Machine:
         """Follow the name, as programs do that are told to; they end their line first."""
         self.end_line()
         self.writer.close()
-        self.writer = self.log.open("ab", buffering=0)
+        self.open()
 
-    def is_out_of_reach(self, file: os.stat_result) -> bool:
-        """Tell whether a file is at a place where nobody looks, and was not seen before it came there."""
+    def is_out_of_reach(self, file: os.stat_result, place: Path) -> bool:
+        """Tell whether a file that was at a place is where nobody looks, and was not seen before."""
         if file.st_ino in self.seen:
             return False
         here = self.log.exists() and self.log.stat().st_ino == file.st_ino
-        return not file.st_nlink or not (here or self.finds_all or self.knows_the_log())
+        return not file.st_nlink or not (here or self.finds_all(place) or self.knows(place))
 
-    def knows_the_log(self) -> bool:
-        """Tell whether a line of the log was taken for good: then its rotated files are looked for."""
-        return any(checkpoint.last_line_at for checkpoint in self.desk.queue.checkpoints())
+    def finds_all(self, place: Path) -> bool:
+        """Tell whether what rotation makes of a file at this place is tailed, too."""
+        return self.pattern == "**" or ("*" in self.pattern and place == self.name)
+
+    def knows(self, place: Path) -> bool:
+        """Tell whether it is known for good that a file was there: then its rotated files are looked for."""
+        known = (one.place for one in self.desk.queue.checkpoints() if one.last_line_at)
+        return str(place) in known
 
     def may_be_lost(self) -> None:
         """Note that all that is not taken for good may be lost from here on."""
@@ -98,11 +114,15 @@ class Machine:
         """Give older files the next number; the oldest goes."""
         for number in range(KEPT, 0, -1):
             for end in ("", ".gz"):
-                path = self.log.with_name(f"app.log.{number}{end}")
+                path = self.older(number, end)
                 if path.exists() and number == KEPT:
                     self.destroy(path)
                 elif path.exists():
-                    path.rename(self.log.with_name(f"app.log.{number + 1}{end}"))
+                    path.rename(self.older(number + 1, end))
+
+    def older(self, number: int, end: str = "") -> Path:
+        """Return where an older file is."""
+        return self.log.with_name(f"{self.log.name}.{number}{end}")
 
     def destroy(self, path: Path) -> None:
         """Remove a file; what nobody has read by then may be gone."""
@@ -113,14 +133,32 @@ class Machine:
         """Rotate: rename, create; the writer goes on with the old file until it is told."""
         if self.log.exists():
             self.shift()
-            self.log.rename(self.log.with_name("app.log.1"))
-            if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+            self.log.rename(self.older(1))
+            if self.is_out_of_reach(self.older(1).stat(), self.log):
                 self.may_be_lost()
         self.log.touch()
 
     def rotate(self) -> None:
         """Rotate, and have the writer follow at once."""
         self.rename()
+        self.reopen()
+
+    def switch(self) -> None:
+        """Have the name lead to another file, as container logs do; the writer goes there at once."""
+        if not self.name.is_symlink() and self.name.exists():
+            self.rename()
+            self.name.unlink()
+        left = self.log
+        self.links += 1
+        target = self.directory / "pods" / f"{self.links}.log"
+        target.parent.mkdir(exist_ok=True)
+        target.touch()
+        self.places.add(target)
+        new = self.directory / ".new"
+        new.symlink_to(target)
+        new.rename(self.name)
+        if left.exists() and self.is_out_of_reach(left.stat(), left):
+            self.may_be_lost()
         self.reopen()
 
     def copytruncate(self) -> None:
@@ -131,25 +169,25 @@ class Machine:
         ):
             self.reopen()
         self.shift()
-        shutil.copy(self.log, self.log.with_name("app.log.1"))
+        shutil.copy(self.log, self.older(1))
         os.truncate(self.log, 0)
-        if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+        if self.is_out_of_reach(self.older(1).stat(), self.log):
             self.may_be_lost()
 
     def copy_then_truncate(self) -> None:
         """The same, with a look in between."""
         self.reopen()
         self.shift()
-        shutil.copy(self.log, self.log.with_name("app.log.1"))
+        shutil.copy(self.log, self.older(1))
         self.look()
         os.truncate(self.log, 0)
-        if self.is_out_of_reach(self.log.with_name("app.log.1").stat()):
+        if self.is_out_of_reach(self.older(1).stat(), self.log):
             self.may_be_lost()
 
     def compress(self) -> None:
         """Compress the youngest of the older files that nobody writes to."""
         for number in range(1, KEPT + 2):
-            path = self.log.with_name(f"app.log.{number}")
+            path = self.older(number)
             if path.exists() and not os.path.samestat(path.stat(), os.fstat(self.writer.fileno())):
                 times = path.stat()
                 packed = path.with_name(path.name + ".gz")
@@ -180,6 +218,13 @@ class Machine:
 
     def look(self) -> None:
         self.desk.look()
+        self.note_seen()
+
+    def look_briefly(self) -> None:
+        self.desk.look_briefly()
+        self.note_seen()
+
+    def note_seen(self) -> None:
         self.seen = {file["inode"] for file in self.desk.tail.status()["files"]}
 
     def commit(self) -> None:
@@ -191,7 +236,7 @@ class Machine:
 
     def kill(self) -> None:
         self.seen.clear()
-        if self.unlinked or not (self.finds_all or self.knows_the_log()):
+        if self.unlinked or not all(self.finds_all(place) or self.knows(place) for place in self.places):
             self.may_be_lost()
         self.unlinked = False
         self.desk.restart()
@@ -205,8 +250,8 @@ class Machine:
 
 ACTIONS = [
     "write", "write", "write_much", "write_part", "end_line", "reopen", "rename", "rotate", "copytruncate",
-    "copy_then_truncate", "compress", "truncate", "delete", "recreate", "look", "look", "commit", "settle",
-    "kill",
+    "switch", "copy_then_truncate", "compress", "truncate", "delete", "recreate", "look", "look_briefly",
+    "commit", "settle", "kill",
 ]  # fmt: skip
 
 COPYING = {"copytruncate", "copy_then_truncate"}
@@ -218,6 +263,9 @@ COPYING = {"copytruncate", "copy_then_truncate"}
 @example(actions=["write", "look", "rotate", "settle", "write", "copytruncate"], timed=False)
 @example(actions=["write", "look", "rotate", "settle", "write", "copytruncate", "write"], timed=False)
 @example(actions=["write", "settle", "copytruncate", "write", "rotate", "compress"], timed=True)
+@example(actions=["look", "commit", "kill", "write", "rotate"], timed=False)
+@example(actions=["switch", "write", "settle", "kill", "write", "rotate"], timed=False)
+@example(actions=["switch", "write", "settle", "kill", "write", "switch"], timed=False)
 @settings(
     max_examples=400,
     deadline=None,

@@ -22,10 +22,22 @@ if TYPE_CHECKING:
 
 
 class Moments(FakeClock):
-    """Waiting is over at once, but the time of day is real: it is compared with that of files."""
+    """Waiting is over at once, but the time of day is real: it is compared with that of files.
+
+    Attributes:
+        pace: seconds that pass each time somebody asks how late it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pace = 0.0
 
     def wall(self) -> float:
         return time.time()
+
+    def monotonic(self) -> float:
+        self.advance(self.pace)
+        return super().monotonic()
 
 
 class Unwatched:
@@ -59,6 +71,7 @@ class Desk:
         self.queue = queue or MemoryQueue()
         self.max_line_bytes = limits.get("max_line_bytes", 256 * 1024)
         self.max_bytes = limits.get("max_bytes", 1 << 40)
+        self.block_bytes = limits.get("block_bytes", 512 * 1024)
         self.clock = Moments()
         self.start()
 
@@ -75,6 +88,7 @@ class Desk:
             server_now=self.clock.wall,
             queue_max_bytes=self.max_bytes,
             watch=Unwatched(),
+            block_bytes=self.block_bytes,
         )
 
     def kill(self) -> None:
@@ -90,6 +104,12 @@ class Desk:
         """Read for one step, after a moment; nothing is committed yet."""
         self.clock.advance(0.3)
         self.tail.step(0)
+
+    def look_briefly(self) -> None:
+        """The same, but time is over after a block or two."""
+        self.clock.pace = 0.04
+        self.look()
+        self.clock.pace = 0.0
 
     def commit(self) -> None:
         """Make durable what was read."""
