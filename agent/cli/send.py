@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from agent.cli._common import add_config, add_json, load_settings, print_json
 from agent.clock import SystemClock
-from agent.errors import DaemonError, UsageError
+from agent.errors import DaemonError, QueueError, UsageError, reason_of
 from agent.framing import Framer
 from agent.producer import Producer, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from agent.queue import Checkpoint
 
 DESCRIPTION = (
     "Sends events, one JSON object a line, to the running daemon and waits until they are safe on its "
@@ -32,6 +34,7 @@ EPILOG = """\
 examples:
   agent send events.ndjson
   tail -F app.log | agent send
+  agent send --file-once /var/log/app/usage.log*
 
 An event without an external_id gets one before it is sent, so that sending it again
 after a broken connection cannot bill it twice.
@@ -50,6 +53,12 @@ TICK = 0.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="NDJSON; none or - for standard input")
+    parser.add_argument(
+        "--file-once",
+        action="store_true",
+        help="read whole files, also .gz, and give their lines the ids that [[tail]] gives: what was read "
+        "before, by it or by this command, is not billed again",
+    )
     parser.add_argument("--socket", metavar="PATH", help="the daemon's socket (default: from the settings)")
     parser.add_argument(
         "--retry-for",
@@ -66,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     """Send everything; see the module for what the exit code says."""
     files: list[str] = args.files or [STDIN]
     sizes = [_size(name) for name in files]
+    if args.file_once:
+        _refuse_streams(files, sizes)
     report = _Report(None if None in sizes else sum(filter(None, sizes)), REFUSED_IN_JSON if args.json else 0)
     path: str | Path = args.socket or load_settings(args).socket_path
     producer = Producer(
@@ -79,8 +90,11 @@ def run(args: argparse.Namespace) -> int:
     code = 0
     try:
         producer.connect()
-        for name in files:
-            _send(name, producer, report)
+        if args.file_once:
+            _send_once(files, producer, report, _checkpoints(args))
+        else:
+            for name in files:
+                _send(name, producer, report)
         while not producer.finish(report.interval):
             report.tick()
     except DaemonError as error:
@@ -95,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     report.close()
     if args.json:
         print_json(report.document())
-    return code or int(report.error is not None or report.refused_count > 0)
+    return code or int(report.error is not None or report.unreadable > 0 or report.refused_count > 0)
 
 
 def _seconds(text: str) -> float:
@@ -170,6 +184,54 @@ def _send(name: str, producer: Producer, report: _Report) -> None:
                 return
 
 
+def _refuse_streams(names: list[str], sizes: list[int | None]) -> None:
+    """Refuse what cannot be read twice.
+
+    Raises:
+        UsageError: one of them is no file.
+    """
+    for name, size in zip(names, sizes, strict=True):
+        if size is None or name == STDIN:
+            raise UsageError(
+                "read a file once", name, "it is no file", "name files, or leave out --file-once"
+            )
+
+
+def _checkpoints(args: argparse.Namespace) -> list[Checkpoint]:
+    """Return what the daemon's queue knows of files, where there is one that we may read."""
+    from agent.queue.reader import DiskReader
+
+    try:
+        reader = DiskReader(load_settings(args).queue_dir)
+    except (QueueError, OSError):
+        return []
+    try:
+        return reader.checkpoints()
+    finally:
+        reader.close()
+
+
+def _send_once(names: list[str], producer: Producer, report: _Report, checkpoints: list[Checkpoint]) -> None:
+    """Feed whole files to the producer, with the ids that follow from them; go on behind one that is bad."""
+    from agent.tail.once import Once
+
+    once = Once(checkpoints, LONGEST_LINE)
+    for name in names:
+        before = report.read_bytes
+        try:
+            for piece in once.read(name):
+                while not producer.wait(None, report.interval):
+                    report.tick()
+                if piece.lines:
+                    producer.feed(piece.lines, name, piece.line, piece.ids)
+                else:
+                    report.too_long(name, piece.line)
+                report.read_bytes = before + piece.read
+                report.tick()
+        except OSError as error:
+            report.cannot_read(name, reason_of(error))
+
+
 class _Report:
     """What the person sees, and the JSON document.
 
@@ -183,6 +245,7 @@ class _Report:
         self.read_bytes = 0
         self.error: str | None = None
         self.refused_count = 0
+        self.unreadable = 0  # files
         self.interval = TICK if sys.stderr.isatty() else None  # of calls to tick
         self._total = total
         self._keep = keep
@@ -232,6 +295,11 @@ class _Report:
         if len(self._kept) < self._keep:
             self._kept.append({"file": refusal.source, "line": refusal.line, "error": error})
 
+    def cannot_read(self, name: str, reason: str) -> None:
+        """Say that a file could not be read to its end."""
+        self.unreadable += 1
+        self.say(f"{_plain(name)}: cannot be read to its end: {_plain(reason)}")
+
     def too_long(self, source: str, line: int) -> None:
         """Refuse a line that no daemon would take, without sending it."""
         msg = f"longer than {LONGEST_LINE} bytes, the most that Polar takes; not sent"
@@ -244,7 +312,7 @@ class _Report:
         seconds = max(self._clock.monotonic() - self._started, 0.001)
         if window.fed == 0 and self.error is not None:
             return  # it did not begin
-        if self.error is not None or self.refused_count:
+        if self.error is not None or self.unreadable or self.refused_count:
             text = f"{window.accepted:,} accepted, {self.refused_count:,} refused"
             if (place := window.first_unacknowledged()) is not None:
                 text += f"; from {_plain(place[0])}:{place[1]} on nothing is acknowledged"
@@ -265,6 +333,7 @@ class _Report:
             "accepted": window.accepted,
             "refused": self._kept,
             "refused_count": self.refused_count,
+            "unreadable_files": self.unreadable,
         }
         if self.error is not None:
             document["error"] = self.error

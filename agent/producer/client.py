@@ -24,7 +24,7 @@ from agent.producer.stamp import stamp
 from agent.producer.window import ProtocolError, Refusal, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 WINDOW_BYTES = 4 << 20
 """The lines kept for sending again: enough to keep a daemon busy while it syncs."""
@@ -114,13 +114,14 @@ class Producer:
         while self._socket is None:
             self._connect(None)
 
-    def feed(self, lines: bytes, source: str, first_line: int) -> int:
+    def feed(self, lines: bytes, source: str, first_line: int, ids: Sequence[bytes] | None = None) -> int:
         """Take whole lines for sending; `wait` tells when there is room for more.
 
         Args:
             lines: any number of lines, each ending with a newline.
             source: the name to report them under.
             first_line: the number there of the first of them.
+            ids: for each line that it is given if it has none of its own; new ones are made if not given.
 
         Returns:
             The number there of the line that comes next.
@@ -130,7 +131,11 @@ class Producer:
         while start < len(lines):
             end = lines.rfind(b"\n", start, start + BLOCK_BYTES) + 1 or lines.index(b"\n", start) + 1
             piece = lines[start:end]
-            data, places, count = stamp(piece, now)
+            if ids is None:
+                data, places, count = stamp(piece, now)
+            else:
+                data, places, count = stamp(piece, now, ids[: piece.count(b"\n")])
+                ids = ids[piece.count(b"\n") :]
             if count:
                 self.window.add(data, count, source, first_line, places)
             first_line += count if places is None else piece.count(b"\n")

@@ -7,10 +7,14 @@ lines are all alike, the usual case, is done without a step of Python for each l
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent import ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _KEY = b'"external_id"'
 _SPACE = b" \t\r"
@@ -28,13 +32,16 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NO_JSON = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
 
-def stamp(block: bytes, unix_seconds: float) -> tuple[bytes, list[int] | None, int]:
+def stamp(
+    block: bytes, unix_seconds: float, given: Sequence[bytes] | None = None
+) -> tuple[bytes, list[int] | None, int]:
     """Give every event of a block an `external_id` that has none (absent, null or empty).
 
     Args:
         block: lines, each ending with a newline; at most `ids.BLOCK` of them without an id,
             as many as 256 KiB can hold.
         unix_seconds: the time that new ids carry.
+        given: the id for each line, blank ones included; new ones are made if not given.
 
     Returns:
         The lines without the blank ones; their places in the block, counted from 0 and
@@ -55,11 +62,11 @@ def stamp(block: bytes, unix_seconds: float) -> tuple[bytes, list[int] | None, i
                 return block, None, count
             # A short body may be that of an empty object, which takes no comma.
             if not any(known) and _KEY not in block and min(map(len, bodies)) >= _SHORT:
-                return _stamp_all(bodies, unix_seconds), None, count
-    return _stamp_each(block, unix_seconds)
+                return _stamp_all(bodies, unix_seconds, given), None, count
+    return _stamp_each(block, unix_seconds, given)
 
 
-def _stamp_all(bodies: list[bytes], unix_seconds: float) -> bytes:
+def _stamp_all(bodies: list[bytes], unix_seconds: float, given: Sequence[bytes] | None) -> bytes:
     """Put a new id and the last brace behind every line that was cut before its last brace.
 
     A member that follows others makes no bad line good and no good line bad.
@@ -67,12 +74,15 @@ def _stamp_all(bodies: list[bytes], unix_seconds: float) -> bytes:
     count = len(bodies)
     pieces = [b'"}\n'] * (4 * count)
     pieces[0::4] = bodies
-    pieces[1::4] = [b',"external_id":"' + ids.uuid7_prefix(unix_seconds)] * count
-    pieces[2::4] = ids.suffixes(count)
+    prefix = b"" if given is not None else ids.uuid7_prefix(unix_seconds)
+    pieces[1::4] = [b',"external_id":"' + prefix] * count
+    pieces[2::4] = ids.suffixes(count) if given is None else given
     return b"".join(pieces)
 
 
-def _stamp_each(block: bytes, unix_seconds: float) -> tuple[bytes, list[int] | None, int]:
+def _stamp_each(
+    block: bytes, unix_seconds: float, given: Sequence[bytes] | None
+) -> tuple[bytes, list[int] | None, int]:
     """Do the work of `stamp` line by line."""
     lines = block.split(b"\n")
     lines.pop()
@@ -94,7 +104,8 @@ def _stamp_each(block: bytes, unix_seconds: float) -> tuple[bytes, list[int] | N
             body = text[:-1].rstrip(_SPACE)
             if body != b"{" or _KEY in line:
                 comma = b"" if body == b"{" else b","
-                text = b'%b%b"external_id":"%b%04x"}' % (body, comma, prefix, new)
+                own_id = given[place] if given is not None else b"%b%04x" % (prefix, new)
+                text = b'%b%b"external_id":"%b"}' % (body, comma, own_id)
                 new += 1
         kept.append(text)
     kept.append(b"")

@@ -24,6 +24,11 @@ class OpenFile(Protocol):
         """True when the bytes are read through gzip."""
         ...
 
+    @property
+    def place(self) -> int:
+        """How far reading came, in bytes as they lie on the disk."""
+        ...
+
     def status(self) -> os.stat_result:
         """Return how the file is now."""
         ...
@@ -77,12 +82,15 @@ class _Plain:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.place = 0
 
     def status(self) -> os.stat_result:
         return os.fstat(self._descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, length, offset)
+        data = os.pread(self._descriptor, length, offset)
+        self.place = offset + len(data)
+        return data
 
     def is_written(self) -> bool | None:
         """Ask for a lease for reading: Linux grants it only while nobody has the file open for writing.
@@ -120,7 +128,7 @@ class _Gzipped:
 
     def _begin(self) -> None:
         """Go back to the beginning."""
-        self._place = 0  # of the next compressed byte
+        self.place = 0  # of the next compressed byte
         self._start = 0  # of `_ready`, in the decompressed bytes
         self._ready = b""
         self._unzip = zlib.decompressobj(_GZIP)
@@ -147,8 +155,8 @@ class _Gzipped:
         """Decompress some more; nothing at the end of what is there."""
         while True:
             if not self._pending:
-                self._pending = os.pread(self._descriptor, _PIECE, self._place)
-                self._place += len(self._pending)
+                self._pending = os.pread(self._descriptor, _PIECE, self.place)
+                self.place += len(self._pending)
                 if not self._pending:
                     return b""
             if self._unzip.eof:

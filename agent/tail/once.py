@@ -1,0 +1,116 @@
+"""Files that are there already, read once from their beginning: the lines that a tail would read, with their ids.
+
+What the tail knows of its files tells which of them each is; so lines that it took, or takes later, have the
+ids that they have here, and Polar counts them as duplicates. Nothing is remembered: of a file that is read
+again all lines are given again, under the same ids.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from agent.queue import Checkpoint
+from agent.tail.block import Block, Kind, advance, next_block, read_bytes
+from agent.tail.identity import BOM, line_id
+from agent.tail.known import KnownFiles
+from agent.tail.open_file import OpenFile, open_file
+from agent.tail.tailed import key_of, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_PIECE_BYTES = 256 * 1024
+_BLANK = b" \t\r\n"
+
+
+class Piece(NamedTuple):
+    """Some of a file.
+
+    Attributes:
+        lines: whole lines, each with its newline; empty in the place of a line that is too long.
+        ids: of each of them, blank ones included.
+        line: the number of the first of them, from 1.
+        read: bytes of the file, as it lies on the disk, that are read so far.
+    """
+
+    lines: bytes
+    ids: list[bytes]
+    line: int
+    read: int
+
+
+class Once:
+    """Reads files.
+
+    Args:
+        checkpoints: what a tail knows.
+        max_line_bytes: the longest line.
+    """
+
+    def __init__(self, checkpoints: Iterable[Checkpoint], max_line_bytes: int) -> None:
+        self._known = KnownFiles(checkpoints, lambda _: None)
+        self._max_line_bytes = max_line_bytes
+
+    def read(self, path: str) -> Iterator[Piece]:
+        """Yield what is in a file, compressed or not.
+
+        Raises:
+            OSError: it cannot be read, its compressed data is damaged or cut off, or it was changed meanwhile.
+        """
+        file = open_file(path)
+        try:
+            key = key_of(file.status())
+            decision = self._known.meet(shown(path), key, file, settled=True, whole=True)
+            if decision is None:
+                return
+            at = Checkpoint(id=decision.identity, path=shown(path), device=key.device, inode=key.inode)
+            while (block := self._next(file, at)).kind is not Kind.NOTHING:
+                after = self._advance(file, at, block)
+                if block.kind is Kind.LINES:
+                    yield from _pieces(at, block.data, file.place)
+                elif block.kind is Kind.TOO_LONG:
+                    yield Piece(b"", [], (at.line or 0) + 1, file.place)
+                at = after
+                # Another file that begins like this one is another one.
+                self._known.put(at)
+            if file.compressed and file.is_written():
+                raise OSError(errno.EIO, "its compressed data is cut off")
+        finally:
+            file.close()
+
+    def _next(self, file: OpenFile, at: Checkpoint) -> Block:
+        """Return what comes next."""
+        size = at.tail_bytes + read_bytes(self._max_line_bytes, _PIECE_BYTES)
+        block = next_block(at, file.read(at.offset - at.tail_bytes, size), self._max_line_bytes, final=True)
+        if block.kind is Kind.CHANGED:
+            raise OSError(errno.EIO, "it was truncated or written anew while it was read")
+        return block
+
+    @staticmethod
+    def _advance(file: OpenFile, at: Checkpoint, block: Block) -> Checkpoint:
+        """Return the checkpoint behind a block."""
+        lines = block.data.count(b"\n") if block.kind is Kind.LINES else int(block.ended)
+        after = advance(at, block, lambda length: file.read(0, length), lines=lines)
+        skipping = block.kind is not Kind.LINES and not block.ended
+        return msgspec.structs.replace(after, skipping=skipping)
+
+
+def _pieces(at: Checkpoint, data: bytes, read: int) -> Iterator[Piece]:
+    """Cut a block of lines into pieces of a size that is quickly written."""
+    data = data if data.endswith(b"\n") else data + b"\n"
+    start, line = 0, (at.line or 0) + 1
+    while start < len(data):
+        end = data.rfind(b"\n", start, start + _PIECE_BYTES) + 1 or data.index(b"\n", start) + 1
+        piece, offset, ids = data[start:end], at.offset + start, []
+        for raw in piece.split(b"\n")[:-1]:
+            text = raw.removeprefix(BOM) if not offset else raw
+            ids.append(line_id(at.id, offset, text.strip(_BLANK)))
+            offset += len(raw) + 1
+        if not at.offset and not start:
+            piece = piece.removeprefix(BOM)
+        yield Piece(piece, ids, line, read)
+        line += len(ids)
+        start = end
