@@ -1,4 +1,4 @@
-"""Files that are there already, read once from their beginning: the lines that a tail would read, with their ids.
+"""Files that are there already, read once: the lines that a tail would read, with their ids.
 
 What the tail knows of its files tells which of them each is; so lines that it took, or takes later, have the
 ids that they have here, and Polar counts them as duplicates. Nothing is remembered: of a file that is read
@@ -58,7 +58,7 @@ class Once:
         """Yield what is in a file, compressed or not.
 
         Raises:
-            OSError: it cannot be read, its compressed data is damaged or cut off, or it was changed meanwhile.
+            OSError: it cannot be read, its compressed data is damaged or cut off, or it was changed.
         """
         file = open_file(path)
         try:

@@ -174,8 +174,10 @@ class Shelf:
         for key, tailed in list(self.files.items()):
             was_live = tailed.state is State.LIVE
             changed.extend(self._seen_again(tailed, seen.pop(key, None), now))
-            if was_live and tailed.state is State.AWAY and tailed.at is not None:
-                rotated.append(tailed.at)
+            if was_live and tailed.state is State.AWAY:
+                # One of which nothing was read yet may have been copied and emptied before it went.
+                known = tailed.at or self._known.newest_at(shown(tailed.target))
+                rotated += [known] if known is not None else []
         for key, (paths, table) in seen.items():
             tailed = Tailed(key, paths[0], os.path.realpath(paths[0]), table, changed=now)
             tailed.from_end = self._starts_at_end(table)

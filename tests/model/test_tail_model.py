@@ -264,6 +264,7 @@ COPYING = {"copytruncate", "copy_then_truncate"}
 @example(actions=["write", "look", "rotate", "settle", "write", "copytruncate", "write"], timed=False)
 @example(actions=["write", "settle", "copytruncate", "write", "rotate", "compress"], timed=True)
 @example(actions=["look", "commit", "kill", "write", "rotate"], timed=False)
+@example(actions=["write_part", "settle", "copytruncate", "switch"], timed=False)
 @example(actions=["switch", "write", "settle", "kill", "write", "rotate"], timed=False)
 @example(actions=["switch", "write", "settle", "kill", "write", "switch"], timed=False)
 @settings(
