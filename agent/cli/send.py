@@ -333,8 +333,9 @@ class _Report:
             "accepted": window.accepted,
             "refused": self._kept,
             "refused_count": self.refused_count,
-            "unreadable_files": self.unreadable,
         }
+        if self.unreadable:
+            document["unreadable_files"] = self.unreadable
         if self.error is not None:
             document["error"] = self.error
         return document
