@@ -150,6 +150,11 @@ class Batch:
         self.events = sum(len(part.places) for part in self.parts)
         self.size = OVERHEAD + sum(part.size + 1 for part in self.parts) - 1
 
+    @property
+    def weight(self) -> int:
+        """How many bytes it keeps in memory, at most: its chunks are there as a whole."""
+        return sum(len(part.lease.chunk.lines) for part in self.parts)
+
     def body(self) -> bytes:
         """Return the request's body; the stored lines go into it as they are."""
         return b"".join((_HEAD, b",".join([part.text(b",") for part in self.parts]), _TAIL))

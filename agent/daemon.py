@@ -7,12 +7,17 @@ import socket
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
 
+from agent.answer import Answer
+from agent.asking import MARK_HEADER
 from agent.errors import DaemonError
+from agent.readback import http_date
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _CONNECT_SECONDS = 5.0
+# What Polar says of the token is a 502 of the daemon's: these are its own words to us.
+_NOT_FOR_US = (401, 403, 421)
 
 
 class _UnixConnection(HTTPConnection):
@@ -28,6 +33,34 @@ class _UnixConnection(HTTPConnection):
         self.sock.settimeout(_CONNECT_SECONDS)
         self.sock.connect(str(self._path))
         self.sock.settimeout(self.timeout)
+
+
+def ask_polar(path: Path, target: str, mark: str, *, timeout: float) -> Answer | None:
+    """Have the daemon ask Polar.
+
+    Args:
+        path: its API socket.
+        target: path and query.
+        mark: of the server and the token that are meant, see `agent.asking`.
+        timeout: seconds to wait for the answer.
+
+    Returns:
+        The answer; None when no daemon gives one: none listens, it is stopping, it does not let us
+        in, or it has another server or token.
+    """
+    connection = _UnixConnection(path, timeout)
+    try:
+        connection.request("GET", target, headers={MARK_HEADER: mark})
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()
+    if response.status in _NOT_FOR_US:
+        return None
+    retry_after, date = response.getheader("retry-after"), http_date(response.getheader("date"))
+    return Answer(response.status, body, retry_after, date)
 
 
 def call(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.dead import revive
 from agent.queue import Change
+from agent.seen import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,11 @@ def retry_dead(pipeline: Pipeline, body: Any) -> dict[str, Any]:
     )
     if revival.change:
         pipeline.writer.apply(revival.change)
+        # Not before: a repeat of it would be acknowledged, and what it repeats not be on its way.
+        with pipeline.writer.order:
+            for requeued in revival.change.requeued:
+                for line in requeued.lines.split(b"\n"):
+                    pipeline.seen.revive(identity_of(line), line)
     return {
         "retried": len(revival.change.revived),
         "refused": [{"id": number, "reason": reason} for number, reason in revival.refused],

@@ -138,6 +138,11 @@ class Pipeline:
         self.writer.configure(_limits(settings))
         self.flusher.configure(_options(settings))
 
+    @property
+    def server_url(self) -> str:
+        """The address of the server that the queue's events go to."""
+        return self._settings.server_url
+
     def start(self) -> None:
         """Start the threads."""
         self.writer.start()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from agent import __version__
 from agent.answer import Answer, NoAnswer, Outcome
@@ -37,14 +37,12 @@ from agent.readback import (
     InvalidRequestError,
     NotFoundError,
     PolarError,
-    Question,
     RateLimitedError,
+    Reader,
     UnauthorizedError,
     UnexpectedAnswerError,
     UnreachableError,
     http_date,
-    one_event,
-    one_page,
 )
 from agent.redact import redact
 
@@ -53,7 +51,7 @@ with without("rich", "pygments", "click", "anyio", "trio"), deferred("asyncio"):
     import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "MAX_LIMIT",
@@ -85,7 +83,7 @@ MAX_INGEST_ANSWER = 8 * MIB
 MAX_READ_ANSWER = 64 * MIB
 
 
-class PolarClient:
+class PolarClient(Reader):
     """One server and one pool of connections; may be used by several threads at once.
 
     Args:
@@ -107,6 +105,7 @@ class PolarClient:
         clock: Clock | None = None,
     ) -> None:
         self._base = base_url.rstrip("/")
+        super().__init__(self.forward, self._base)
         self._token = token
         self._timeout = timeout
         self._clock = SystemClock() if clock is None else clock
@@ -128,57 +127,6 @@ class PolarClient:
     def ingest(self, body: bytes) -> Outcome:
         """Send one batch, `{"events":[…]}` as bytes; returns what came back, never raises for it."""
         return self._exchange("POST", self._ingest_url, body, MAX_INGEST_ANSWER)
-
-    def get_event(self, event_id: str) -> Event:
-        """Return the event with an id of Polar's.
-
-        Raises:
-            NotFoundError: there is none, or it cannot be read yet.
-            PolarError: another of its kinds.
-        """
-        question = Question(
-            "read the event",
-            event_id,
-            {
-                404: "an event can be read some seconds after it was delivered: try again; "
-                "with the id of an event of another organization, this is the answer too",
-                422: "give Polar's own id, a UUID, as `agent events list` shows it; "
-                "an external_id cannot be looked up",
-            },
-        )
-        # Without `safe`, a slash in a wrong id would make another path of it.
-        url = httpx.URL(f"{self._base}/v1/events/{quote(event_id, safe='')}")
-        return one_event(question, self._exchange("GET", url, None, MAX_READ_ANSWER))
-
-    def list_events(
-        self, where: EventFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
-    ) -> Page[Event]:
-        """Return one page of events, newest first if the filter does not say otherwise; raises PolarError."""
-        parameters = (where or EventFilter()).parameters()
-        outcome = self._get_page("/v1/events/", parameters, page, limit)
-        return one_page(Question("list events", self._base), outcome, Event)
-
-    def iter_events(
-        self, where: EventFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
-    ) -> Iterator[Event]:
-        """Yield the events of all pages from `page` on; raises PolarError."""
-        for found in pages(lambda number: self.list_events(where, page=number, limit=limit), page):
-            yield from found.items
-
-    def list_names(
-        self, where: NameFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
-    ) -> Page[EventName]:
-        """Return one page of the names that events have; raises PolarError."""
-        parameters = (where or NameFilter()).parameters()
-        outcome = self._get_page("/v1/events/names", parameters, page, limit)
-        return one_page(Question("list event names", self._base), outcome, EventName)
-
-    def iter_names(
-        self, where: NameFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
-    ) -> Iterator[EventName]:
-        """Yield the names of all pages from `page` on; raises PolarError."""
-        for found in pages(lambda number: self.list_names(where, page=number, limit=limit), page):
-            yield from found.items
 
     def forward(self, target: str, version: str | None = None) -> Outcome:
         """Ask what somebody else asks; returns what came back, never raises for it.
@@ -208,11 +156,6 @@ class PolarClient:
     def __exit__(self, *_: object) -> None:
         """Close the client."""
         self.close()
-
-    def _get_page(self, path: str, parameters: Sequence[tuple[str, str]], page: int, limit: int) -> Outcome:
-        paging = [("page", str(page)), ("limit", str(limit))]
-        url = httpx.URL(f"{self._base}{path}", params=httpx.QueryParams([*parameters, *paging]))
-        return self._exchange("GET", url, None, MAX_READ_ANSWER)
 
     def _exchange(
         self,

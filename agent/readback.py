@@ -1,7 +1,7 @@
-"""What the answers to reading events back mean: a value, or an error that says what to do.
+"""Reading events back: the questions, and what the answers mean: a value, or an error that says what to do.
 
-No I/O: `agent.polar` sends the questions. Nothing of an answer's `input` is repeated in an
-error, since that is the customer's data.
+No I/O: `agent.polar` sends the questions, or the daemon does. Nothing of an answer's `input`
+is repeated in an error, since that is the customer's data.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote, urlencode
 
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.errors import AgentError
-from agent.listing import Event, Item, Page
+from agent.listing import MAX_LIMIT, Event, EventFilter, EventName, Item, NameFilter, Page, pages
 from agent.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _MOST_DETAILS = 5
 _MOST_WORDS = 300
+_NO_ANSWER = {502: "BadGateway", 504: "GatewayTimeout"}
+_EVENT_HINTS = {
+    404: "an event can be read some seconds after it was delivered: try again; "
+    "with the id of an event of another organization, this is the answer too",
+    422: "give Polar's own id, a UUID, as `agent events list` shows it; an external_id cannot be looked up",
+}
 
 
 class PolarError(AgentError):
@@ -81,6 +88,62 @@ class Question:
     operation: str
     subject: str
     hints: Mapping[int, str] = field(default_factory=dict)
+
+
+class Reader:
+    """Asks for events, whatever the way to Polar.
+
+    Args:
+        ask: sends a path with its query, printable ASCII; returns what came back, never raises for it.
+        server: the server's address, for the words of errors.
+    """
+
+    def __init__(self, ask: Callable[[str], Outcome], server: str) -> None:
+        self._ask = ask
+        self._server = server
+
+    def get_event(self, event_id: str) -> Event:
+        """Return the event with an id of Polar's.
+
+        Raises:
+            NotFoundError: there is none, or it cannot be read yet.
+            PolarError: another of its kinds.
+        """
+        # Without `safe`, a slash in a wrong id would make another path of it.
+        outcome = self._ask(f"/v1/events/{quote(event_id, safe='')}")
+        return one_event(Question("read the event", event_id, _EVENT_HINTS), outcome)
+
+    def list_events(
+        self, where: EventFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
+    ) -> Page[Event]:
+        """Return one page of events, newest first if the filter does not say otherwise; raises PolarError."""
+        outcome = self._get_page("/v1/events/", (where or EventFilter()).parameters(), page, limit)
+        return one_page(Question("list events", self._server), outcome, Event)
+
+    def iter_events(
+        self, where: EventFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
+    ) -> Iterator[Event]:
+        """Yield the events of all pages from `page` on; raises PolarError."""
+        for found in pages(lambda number: self.list_events(where, page=number, limit=limit), page):
+            yield from found.items
+
+    def list_names(
+        self, where: NameFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
+    ) -> Page[EventName]:
+        """Return one page of the names that events have; raises PolarError."""
+        outcome = self._get_page("/v1/events/names", (where or NameFilter()).parameters(), page, limit)
+        return one_page(Question("list event names", self._server), outcome, EventName)
+
+    def iter_names(
+        self, where: NameFilter | None = None, *, page: int = 1, limit: int = MAX_LIMIT
+    ) -> Iterator[EventName]:
+        """Yield the names of all pages from `page` on; raises PolarError."""
+        for found in pages(lambda number: self.list_names(where, page=number, limit=limit), page):
+            yield from found.items
+
+    def _get_page(self, path: str, parameters: Sequence[tuple[str, str]], page: int, limit: int) -> Outcome:
+        query = urlencode([*parameters, ("page", page), ("limit", limit)], errors="replace")
+        return self._ask(f"{path}?{query}")
 
 
 def one_event(question: Question, outcome: Outcome) -> Event:
@@ -150,6 +213,10 @@ def _refused(question: Question, answer: Answer, document: Mapping[str, Any]) ->
             f"wait {wait} and try again; all that calls Polar for your organization shares this limit",
             seconds=seconds,
         )
+    if status in _NO_ANSWER and document.get("error") == _NO_ANSWER[status]:
+        # The daemon asked in our place, and says why it can tell us nothing.
+        reason, said_hint = _short(str(document.get("detail"))), _short(str(document.get("hint", "")))
+        raise UnreachableError(operation, subject, reason, said_hint)
     if 300 <= status < 400:
         _unexpected(question, f"the server redirects elsewhere ({status})")
     if status >= 500:

@@ -12,7 +12,9 @@ be lost unseen, and is a conflict.
   else the same JSON value, so that blanks and the order of members do not matter.
 - Kept are the lines themselves, as the blocks that were read: no hash of each is needed.
   Two generations of a bounded size: when the young one is full, the old one is forgotten.
-- A dead letter's id is not at Polar: it is forgotten, and may come again, mended.
+- A dead letter's id is not at Polar: it is forgotten, and may come again, mended. Once it is
+  retried it is entered again, as it goes out: with our stamps in it, which a producer that
+  repeats the event does not write.
 - All of it ends with the process, since a start must not take longer for a full queue. What
   is not remembered is taken once more, and Polar tells that it is a duplicate.
 
@@ -56,11 +58,13 @@ class _Generation:
         places: the number of the block that an identity is in.
         blocks: lines joined by newlines.
         size: bytes that all this takes.
+        revived: identities of dead letters that were retried.
     """
 
-    __slots__ = ("blocks", "places", "size")
+    __slots__ = ("blocks", "places", "revived", "size")
 
     def __init__(self) -> None:
+        self.revived: set[str] = set()
         self.places: dict[str, int] = {}
         self.blocks: list[bytes] = []
         self.size = 0
@@ -129,8 +133,15 @@ class Seen:
         for generation in (self._young, self._old):
             place = generation.places.get(identity)
             if place is not None:
-                return is_same(self._line(generation, place, identity), line)
+                first = self._line(generation, place, identity)
+                return is_same(first, line) or (identity in generation.revived and is_unstamped(first, line))
         return None
+
+    def revive(self, identity: str, line: bytes) -> None:
+        """Remember a dead letter that was put back on its way; `line` has our stamps in it."""
+        if self.repeats(identity, line) is None:
+            young = self._young if identity in self._young.places else self._old
+            young.revived.add(identity)
 
     def forget(self, identities: Iterable[str]) -> None:
         """Forget events that Polar does not have and will not get; from any thread."""
@@ -192,6 +203,16 @@ def is_same(one: bytes, other: bytes) -> bool:
         return _equal(json.loads(one, parse_float=Decimal), json.loads(other, parse_float=Decimal))
     except _NO_JSON:
         return False
+
+
+def is_unstamped(stamped: bytes, line: bytes) -> bool:
+    """Tell whether a line is what another one was before it got its timestamp from us."""
+    try:
+        members = msgspec.json.decode(stamped, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, *_NO_JSON):
+        return False
+    members.pop("timestamp", None)
+    return is_same(msgspec.json.encode(members), line)
 
 
 def _equal(one: Any, other: Any) -> bool:

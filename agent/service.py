@@ -123,6 +123,7 @@ class Service:
             self._clock,
             server_now=pipeline.server_clock.now,
             queue_max_bytes=self._settings.queue_max_bytes,
+            room_for_letters=lambda: pipeline.flusher.room_for_letters,
         )
 
     def run(self) -> int:

@@ -3,6 +3,9 @@
 The question and the answer go through as they are. Each takes a place in the agent's own
 rate budget; when that has none within some seconds, the answer is Polar's for that case.
 What is wrong with the agent's own token is no fault of the caller's, so it is a 502.
+
+A command of ours says which server and whose token it would use itself (`agent.asking`): it
+must not be told what another one has, so that is a 421, and it goes its own way.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.answer import Answer, NoAnswer
+from agent.asking import MARK_HEADER
 from agent.httpd.message import JSON, Response, refusal
 
 if TYPE_CHECKING:
@@ -29,14 +33,24 @@ class ReadBack:
     Args:
         ask: sends a path with its query to Polar, under a version of its API or the usual one.
         place: waits for a place in the rate budget, so many seconds; False when there is none.
+        own: returns the mark of this agent's server and token.
     """
 
-    def __init__(self, ask: Callable[[str, str | None], Outcome], place: Callable[[float], bool]) -> None:
+    def __init__(
+        self,
+        ask: Callable[[str, str | None], Outcome],
+        place: Callable[[float], bool],
+        own: Callable[[], str],
+    ) -> None:
         self._ask = ask
         self._place = place
+        self._own = own
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Answer one request."""
+        if request.headers.get(MARK_HEADER, own := self._own()) != own:
+            reply(refusal(421, "MisdirectedRequest", "this agent uses another server or access token"))
+            return
         if not self._place(_PLACE_SECONDS):
             detail = "the agent's share of Polar's rate limit is used up"
             reply(refusal(429, "TooManyRequests", detail, headers={"retry-after": str(_RETRY_SECONDS)}))

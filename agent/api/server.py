@@ -12,6 +12,7 @@ from agent.api.operate import acting
 from agent.api.page import page
 from agent.api.readback import ReadBack
 from agent.api.routes import Route, Routes
+from agent.asking import mark
 from agent.collector.peers import AllowList, Door, Peer, can_tell, peer_of
 from agent.httpd.lanes import Lane
 from agent.httpd.message import Response, as_json
@@ -149,7 +150,9 @@ class Api:
             meters=pipeline.meters,
         )
         read = ReadBack(
-            lambda target, version: pipeline.client().forward(target, version), pipeline.flusher.place
+            lambda target, version: pipeline.client().forward(target, version),
+            pipeline.flusher.place,
+            lambda: mark(pipeline.server_url, pipeline.token.current()),
         )
         # Health is answered by a thread of its own, whatever the others do.
         quick, take = Lane("quick", 1, 64), Lane("ingest", 2, 256)

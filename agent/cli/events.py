@@ -13,12 +13,13 @@ from agent.cli._moment import moment
 from agent.clock import SystemClock
 from agent.errors import UsageError
 from agent.listing import EventFilter, NameFilter, pages
-from agent.readback import RateLimitedError
+from agent.readback import RateLimitedError, Reader
 from agent.token import TokenSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from agent.answer import Outcome
     from agent.listing import Event, EventName, Item, Page
     from agent.polar import PolarClient
     from agent.settings import Settings
@@ -40,7 +41,8 @@ examples:
   agent events names --sort -occurrences
 
 The token needs the scope events:read (or events:write). Each page is one request of the
-limit that is shared with all your other calls to Polar.
+limit that is shared with all your other calls to Polar; a running agent with the same token asks
+in its place, within requests_per_minute.
 """
 
 _LIST_LIMIT = 10
@@ -48,6 +50,7 @@ _MOST_LIMIT = 100
 # Polar asks for 60 s when the limit is reached. Who waits longer than that is better told.
 _LONGEST_WAIT = 65.0
 _MOST_WAITS = 3
+_PLACE_SECONDS = 15.0  # that the daemon may take to find a place for a question
 _METADATA_WIDTH = 60
 
 
@@ -132,18 +135,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code."""
-    from agent.polar import PolarClient
-
-    settings = _common.load_settings(args)
-    with PolarClient(settings.server_url, _token(settings), timeout=settings.request_timeout) as client:
+    way = _Way(_common.load_settings(args))
+    try:
         if args.action == "get":
-            return _get(client, args)
+            return _get(way.reader, args)
         if args.action == "names":
-            return _names(client, args)
-        return _list(client, args)
+            return _names(way.reader, args)
+        return _list(way.reader, args)
+    finally:
+        way.close()
 
 
-def _get(client: PolarClient, args: argparse.Namespace) -> int:
+class _Way:
+    """The way to Polar: through the daemon, which keeps the rate budget; straight where none asks for us."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: PolarClient | None = None
+        self.reader = Reader(self._ask, settings.server_url)
+
+    def close(self) -> None:
+        """Let go."""
+        if self._client is not None:
+            self._client.close()
+
+    def _ask(self, target: str) -> Outcome:
+        """Ask; a daemon that has asked once is not passed over later, but for its end."""
+        from agent.asking import mark
+        from agent.daemon import ask_polar
+
+        settings = self._settings
+        token = _token(settings)
+        if self._client is None:
+            own = mark(settings.server_url, token())
+            patience = settings.request_timeout + _PLACE_SECONDS
+            answer = ask_polar(settings.api_socket_path, target, own, timeout=patience)
+            if answer is not None:
+                return answer
+            from agent.polar import PolarClient
+
+            self._client = PolarClient(settings.server_url, token, timeout=settings.request_timeout)
+        return self._client.forward(target)
+
+
+def _get(client: Reader, args: argparse.Namespace) -> int:
     event = _patiently(lambda: client.get_event(args.id))
     if args.json:
         _common.print_json(event.raw)
@@ -152,7 +187,7 @@ def _get(client: PolarClient, args: argparse.Namespace) -> int:
     return 0
 
 
-def _list(client: PolarClient, args: argparse.Namespace) -> int:
+def _list(client: Reader, args: argparse.Namespace) -> int:
     where = EventFilter(
         name=args.name,
         customer_id=args.customer_id,
@@ -186,7 +221,7 @@ def _list(client: PolarClient, args: argparse.Namespace) -> int:
     return _show(args, fetch, ("TIMESTAMP", "NAME", "CUSTOMER", "METADATA", "ID"), row, "events")
 
 
-def _names(client: PolarClient, args: argparse.Namespace) -> int:
+def _names(client: Reader, args: argparse.Namespace) -> int:
     where = NameFilter(
         customer_id=args.customer_id,
         external_customer_id=args.external_customer_id,

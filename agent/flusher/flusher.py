@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from agent.writer import Writer
 
 _LONE_SECONDS = 1.0
+_ASIDE_SECONDS = 0.05
 _FAILURES_TO_TELL = 3  # in a row
 _WAIT_TO_TELL = 10.0
 _TOKEN_CHECK_SECONDS = 2.0
@@ -131,6 +132,11 @@ class Flusher:
     def place(self, seconds: float) -> bool:
         """Wait for a place in the rate budget for another request; False when there is none in time."""
         return self._guests.ask(seconds)
+
+    @property
+    def room_for_letters(self) -> int:
+        """How many more dead letters may be kept; from any thread."""
+        return self._graveyard.room
 
     def poke(self) -> None:
         """Make the thread move, though there may be nothing to do."""
@@ -251,8 +257,10 @@ class Flusher:
         if self._again:
             return self._fit(self._again.popleft(), room), None
         due = self._suspects.due(now)
-        if due and (self._suspects.many or not self._intake.waits):
+        if due and (self._suspects.many or self._suspects.heavy or not self._intake.waits):
             return self._fit(self._suspects.pop(), room), None
+        if self._suspects.heavy:
+            return None, self._suspects.wait(now)
         # When requests are what is scarce, each goes out full.
         fresh = self._intake.take(room, urgent=self._urgent > 0, fill=self._pace.scarce)
         if isinstance(fresh, Batch):
@@ -480,6 +488,8 @@ class Flusher:
                 self._again.extendleft(reversed(batch.halves()))
             case Fate.BURY:
                 self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+            case Fate.ASIDE if not asked:
+                self._put_aside(batch, now, _LONE_SECONDS if batch.events == 1 else _ASIDE_SECONDS)
             case _:
                 wait = self._pace.failed(now, asked)
                 self._in_trouble(verdict, wait)

@@ -70,11 +70,16 @@ class Graveyard:
         events = sum(len(letters) for _, letters in self._waiting)
         return f"{events} refused events find no place among {self.most} dead letters; {HINT}"
 
+    @property
+    def room(self) -> int:
+        """How many more dead letters may be made; from any thread."""
+        return max(0, self.most - self._store.books().dead - self._handed)
+
     def bury(self, batch: Batch, faults: Sequence[Fault], status: int) -> None:
         """Make dead letters of a whole batch, as soon as there is room for them."""
         letters = dead_letters(batch, faults, status, self._clock.wall())
         self._waiting.append((batch, letters))
-        self._waiting_bytes += _weight(batch)
+        self._waiting_bytes += batch.weight
         self.work()
 
     def work(self) -> None:
@@ -84,12 +89,12 @@ class Graveyard:
         dead = self._store.books().dead + self._handed
         while self._waiting and dead < self.most:
             batch, letters = self._waiting.popleft()
-            self._waiting_bytes -= _weight(batch)
+            self._waiting_bytes -= batch.weight
             room = self.most - dead
             if room < len(letters):
                 rest = batch.choose(range(room, len(letters)))
                 self._waiting.appendleft((rest, letters[room:]))
-                self._waiting_bytes += _weight(rest)
+                self._waiting_bytes += rest.weight
                 batch, letters = batch.choose(range(room)), letters[:room]
             self._writer.settle(batch.settlements(dead=letters))
             self._handed += len(letters)
@@ -117,8 +122,3 @@ class Graveyard:
             self._log.warning("many dead letters", dead=dead, max_dead_letters=self.most, hint=HINT)
         elif dead < _CALM_SHARE * self.most:
             self._warned = False
-
-
-def _weight(batch: Batch) -> int:
-    """Return how many bytes a batch keeps in memory, at most."""
-    return sum(len(part.lease.chunk.lines) for part in batch.parts)

@@ -7,8 +7,9 @@ event is left, it has to fail again and again while everything else passes.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ REFUSALS_TO_HOLD = 24
 """Refusals that name no event, one after the other: then it is not the events."""
 MAX_SUSPECTS = 4
 """So many batches may be put aside before one of them is tried in place of fresh events."""
+FAILURES_IN_PASSING = 12
+"""Unnamed failures since a batch passed: up to so many, the server is taken to work on the whole."""
+MOST_BYTES = 16 << 20
+"""Of chunks that batches put aside keep in memory, before no fresh ones are read."""
 _TOO_LARGE = 413
 _SOONEST = 0.01
 
@@ -51,6 +56,7 @@ class Evidence:
         worked: the same, where one without events counts too.
         failed: the newest that failed through the server: it had no events, or passed later.
         refusals: refusals that name no event, since the last batch that passed.
+        failures: batches on which the server failed, since the last one that passed.
     """
 
     sent: int = 0
@@ -58,10 +64,11 @@ class Evidence:
     worked: int = 0
     failed: float = 0.0
     refusals: int = 0
+    failures: int = 0
 
     def took(self, number: int, batch: Batch) -> None:
         """The server took a batch."""
-        self.refusals = 0
+        self.refusals = self.failures = 0
         if batch.failures:
             self.failed = max(self.failed, batch.failed_at)  # so it was not the batch
         self.passed = max(self.passed, number)
@@ -96,11 +103,15 @@ class Evidence:
             untried: it was larger than what is known to work.
         """
         others_passed = self.passed > batch.failed_at
-        self._count_failure(batch)
+        worked = self._count_failure(batch)
+        self.failures += 1
         if batch.events > 1 and (others_passed or untried):
             return Fate.HALVE
         if batch.events == 1 and self._certain(batch):
             return Fate.BURY
+        # Waiting holds everything up: not for one that is bad while the rest passes.
+        if self.passed and self.failures <= FAILURES_IN_PASSING and (batch.events > 1 or worked):
+            return Fate.ASIDE
         return Fate.WAIT
 
     @property
@@ -131,10 +142,12 @@ class Evidence:
 
 
 class Suspects:
-    """Batches that failed without a reason and were put aside, in the order of their failures."""
+    """Batches that failed without a reason and were put aside, by the moments when they may go."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[float, Batch]] = deque()  # (not before, batch)
+        self._waiting: list[tuple[float, int, Batch]] = []  # a heap: not before, order, batch
+        self._order = itertools.count()  # a batch cannot be compared
+        self._bytes = 0
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -145,30 +158,40 @@ class Suspects:
         """True when it is time to try one before anything fresh."""
         return len(self._waiting) > MAX_SUSPECTS
 
+    @property
+    def heavy(self) -> bool:
+        """True when they keep so much in memory that nothing fresh can be read."""
+        return self._bytes > MOST_BYTES
+
     def add(self, not_before: float, batch: Batch) -> None:
         """Put a batch aside until a moment, monotonic seconds."""
-        self._waiting.append((not_before, batch))
+        heapq.heappush(self._waiting, (not_before, next(self._order), batch))
+        self._bytes += batch.weight
 
     def due(self, now: float) -> bool:
-        """Tell whether the time of the oldest has come."""
+        """Tell whether the time of one has come."""
         return bool(self._waiting) and self._waiting[0][0] <= now
 
     def pop(self) -> Batch:
-        """Take the oldest."""
-        return self._waiting.popleft()[1]
+        """Take the one that may go first."""
+        batch = heapq.heappop(self._waiting)[2]
+        self._bytes -= batch.weight
+        return batch
 
     def wait(self, now: float) -> float | None:
-        """Return the seconds until the oldest may go; None when there is none."""
+        """Return the seconds until one may go; None when there is none."""
         return max(_SOONEST, self._waiting[0][0] - now) if self._waiting else None
 
     def halve(self) -> Sequence[Batch]:
         """Take the smallest that can be halved, and return its halves: what breaks it is found soonest."""
         found = min(
-            (item for item in self._waiting if item[1].events > 1),
-            key=lambda item: item[1].events,
+            (item for item in self._waiting if item[2].events > 1),
+            key=lambda item: item[2].events,
             default=None,
         )
         if found is None:
             return ()
         self._waiting.remove(found)
-        return found[1].halves()
+        heapq.heapify(self._waiting)
+        self._bytes -= found[2].weight
+        return found[2].halves()

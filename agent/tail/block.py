@@ -90,6 +90,18 @@ def next_block(at: Checkpoint, data: bytes, max_line_bytes: int, *, final: bool 
     return Block(Kind.LINES, rest, _last(before, rest)) if final else Block(Kind.PARTIAL, rest)
 
 
+def beginning(block: Block, before: bytes, length: int) -> Block:
+    """Return the first lines of a block of lines.
+
+    Args:
+        block: it.
+        before: the bytes before it that its checkpoint knows.
+        length: of the lines, bytes.
+    """
+    part = block.data[:length]
+    return Block(Kind.LINES, part, _last(before, part))
+
+
 def advance(at: Checkpoint, block: Block, head: Callable[[int], bytes], *, lines: int) -> Checkpoint:
     """Return the checkpoint behind a block.
 

@@ -13,6 +13,7 @@ import resource
 import stat
 import sys
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -22,7 +23,7 @@ from agent.errors import reason_of
 from agent.logs import get
 from agent.queue import Checkpoint
 from agent.tail import glob
-from agent.tail.block import Block, Kind, advance, next_block, read_bytes, rewound
+from agent.tail.block import Block, Kind, advance, beginning, next_block, read_bytes, rewound
 from agent.tail.identity import (
     HEAD_BYTES,
     TAIL_BYTES,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from agent.tail import Table
     from agent.writer import Writer
 
+_CROWDED = "there is no room for more dead letters: refused lines wait in their files"
+_CROWDED_HINT = "see `agent dead list`; then retry, or export and purge, or raise max_dead_letters"
 _QUIET_SECONDS = 1.0
 """So long must a file be quiet that nobody writes to before it is closed."""
 _DOUBTFUL_SECONDS = 60.0
@@ -92,6 +95,7 @@ class Shelf:
         *,
         server_now: Callable[[], float],
         block_bytes: int,
+        room_for_letters: Callable[[], int],
     ) -> None:
         self._tables = tables
         self._takings = [Taking(checker, table) for table in tables]
@@ -100,6 +104,10 @@ class Shelf:
         self._writer = writer
         self._clock = clock
         self._server_now = server_now
+        self._room_for_letters = room_for_letters
+        self._letters_handed = 0  # to the writer
+        self._letters_written = 0  # by it
+        self._crowded: dict[Key, str] = {}  # files whose next line would be one dead letter too many
         self._log = get("tail")
         self._max_line_bytes = checker.max_line_bytes
         self._read_bytes = read_bytes(self._max_line_bytes, block_bytes)
@@ -482,8 +490,8 @@ class Shelf:
             return Turn.MORE
         if block.kind in (Kind.NOTHING, Kind.PARTIAL):
             return self._ending(tailed)
-        self._take(tailed, block)
-        return Turn.MUCH_MORE if tailed.lag > self._read_bytes else Turn.MORE
+        much = Turn.MUCH_MORE if tailed.lag > 2 * self._read_bytes else Turn.MORE
+        return much if self._take(tailed, block) else Turn.NOTHING
 
     def _has_changed(self, tailed: Tailed) -> bool:
         """Look at a file; tell whether there may be something to read."""
@@ -515,8 +523,8 @@ class Shelf:
         self._over(tailed)
         return next_block(at, data, self._max_line_bytes, final=final)
 
-    def _take(self, tailed: Tailed, block: Block) -> None:
-        """Hand a block to the writer, with the checkpoint behind it."""
+    def _take(self, tailed: Tailed, block: Block) -> bool:
+        """Hand a block to the writer, with the checkpoint behind it; False when there is no room for it."""
         at, file = tailed.at, tailed.file
         assert at is not None  # noqa: S101 - as above
         assert file is not None  # noqa: S101 - as above
@@ -532,6 +540,15 @@ class Shelf:
             skipping = not block.ended
             if block.kind is Kind.TOO_LONG:
                 taken.letters = [taking.too_long(place, block.data, wall=wall)]
+        room = self._letters_room() if taken.letters else 0
+        if len(taken.letters) > room:
+            # The file keeps the line that would be one too many, and what is behind it.
+            self._crowd(tailed)
+            fitting = (taken.letters[room].offset or 0) - at.offset
+            if fitting <= 0:
+                return False
+            block = beginning(block, file.read(at.offset - at.tail_bytes, at.tail_bytes), fitting)
+            taken = taking.take(place, block.data, now=self._server_now(), wall=wall)
         after = advance(at, block, lambda length: file.read(0, length), lines=taken.lines)
         after = msgspec.structs.replace(
             after,
@@ -543,19 +560,45 @@ class Shelf:
             self._log.warning("lines of a file are refused: see `agent dead list`", path=at.path)
         self.taken += len(block.data)
         self._put(tailed, after)
+        letters = len(taken.letters)
+        self._letters_handed += letters
         self._writer.append(
             Append(
                 taken.groups,
                 taken.held,
                 0,
                 0,
-                _nothing,
+                partial(self._wrote_letters, letters) if letters else _nothing,
                 patient=True,
                 source="tail",
                 letters=taken.letters,
                 checkpoint=after,
             )
         )
+        return True
+
+    def uncrowded(self) -> list[Key]:
+        """Return the files that waited for room for their dead letters, once there is some."""
+        if not self._crowded or not self._letters_room():
+            return []
+        keys, self._crowded = list(self._crowded), {}
+        self._log.info("there is room for dead letters again: files are read on")
+        return keys
+
+    def _crowd(self, tailed: Tailed) -> None:
+        """Note that a file waits for room for its dead letters."""
+        if not self._crowded:
+            self._log.error(_CROWDED, path=shown(tailed.path), hint=_CROWDED_HINT)
+        self._crowded[tailed.key] = shown(tailed.path)
+
+    def _letters_room(self) -> int:
+        """Return how many more dead letters may be made."""
+        return max(0, self._room_for_letters() - (self._letters_handed - self._letters_written))
+
+    def _wrote_letters(self, count: int, durable: bool) -> None:
+        """Note that dead letters are in the books; in the writer's thread."""
+        del durable
+        self._letters_written += count
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -574,8 +617,8 @@ class Shelf:
             if block.kind is not Kind.NOTHING:
                 if block.kind is Kind.CHANGED:
                     self._was_cut(tailed)
-                else:
-                    self._take(tailed, block)
+                elif not self._take(tailed, block):
+                    return Turn.NOTHING
                 return Turn.MORE
         if tailed.state is State.AWAY or (tailed.file is not None and tailed.file.compressed):
             self._is_done(tailed)
@@ -775,7 +818,9 @@ class Shelf:
 
     def problem_documents(self) -> list[dict[str, str]]:
         """Return what cannot be looked into; from any thread."""
-        return [{"path": shown(path), "reason": reason} for path, reason in dict(self._problems).items()]
+        problems = [(shown(path), reason) for path, reason in dict(self._problems).items()]
+        problems += [(path, f"{_CROWDED}; {_CROWDED_HINT}") for path in dict(self._crowded).values()]
+        return [{"path": path, "reason": reason} for path, reason in problems]
 
     def reset(self, path: str, *, to_end: bool) -> tuple[list[Key], list[str]]:
         """Set a file back to its beginning, or forth to its end; return its keys and paths."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class Tail:
         clock: for time and waiting.
         server_now: Unix time in seconds by the server's clock.
         queue_max_bytes: half of it is left to others: what is in files is safe there.
+        room_for_letters: tells how many more dead letters may be kept; lines that are more wait.
         watch: tells of changes; one is made if not given.
         block_bytes: so much is read of a file in one turn, unless one line may be longer.
     """
@@ -72,6 +74,7 @@ class Tail:
         *,
         server_now: Callable[[], float],
         queue_max_bytes: int,
+        room_for_letters: Callable[[], int] = lambda: sys.maxsize,
         watch: Watch | None = None,
         block_bytes: int = 512 * 1024,
     ) -> None:
@@ -82,7 +85,14 @@ class Tail:
         self._log = get("tail")
         self._watch = watch or Watch()
         self._shelf = Shelf(
-            tables, checker, writer, queue, clock, server_now=server_now, block_bytes=block_bytes
+            tables,
+            checker,
+            writer,
+            queue,
+            clock,
+            server_now=server_now,
+            room_for_letters=room_for_letters,
+            block_bytes=block_bytes,
         )
         self._ready: dict[Key, None] = {}
         self._backlog: dict[Key, None] = {}
@@ -271,6 +281,7 @@ class Tail:
         if now >= self._next_tick:
             self._next_tick = now + _TICK
             seconds = _WATCHED_ROUND if self._watched and not self._shelf.polled else _POLLED_ROUND
+            self._ready.update(dict.fromkeys(self._shelf.uncrowded()))
             for _ in range(-(-len(self._quiet) * int(_TICK) // int(seconds))):
                 self._ready[self._quiet[0]] = None
                 self._quiet.rotate(-1)

@@ -228,6 +228,17 @@ def test_a_mended_dead_letter_is_delivered_under_its_own_id(buried: Product, wit
     assert balanced(status)
 
 
+def test_a_retried_letter_is_known_when_its_id_comes_again(buried: Product) -> None:
+    mended = {"name": "usage", "external_customer_id": "mended", "external_id": "stranger"}
+    assert buried.run("dead", "retry", "1", "--set", "external_customer_id=mended").returncode == 0
+
+    line = Line(buried.socket)
+    line.send(mended | {"metadata": {"other": 1}})
+    (answer,) = line.acked(1)
+    assert answer["error"]["type"] == "external_id_conflict"
+    line.close()
+
+
 def test_a_letter_that_would_be_refused_again_stays_and_the_reason_is_told(buried: Product) -> None:
     done = buried.run("dead", "retry", "--all", "--set", "metadata.tokens=null")
 

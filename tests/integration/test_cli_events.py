@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
 from http_server import Server, answer
+from support.processes import wait_until
 
 from agent import config_sources
 from agent.cli import events as command
 from agent.cli import main
+from agent.daemon import call
 
 EVENT = {
     "id": "3745d601-f7f0-4a79-842c-11bff727a5b9",
@@ -59,24 +62,34 @@ def environment(server, tmp_path):
 
 
 @pytest.fixture
-def agent(environment, monkeypatch, capsys, tmp_path):
+def agent(agent_factory):
     """Run `agent events …`; returns its exit code, its output and its messages."""
-    monkeypatch.setattr(config_sources, "SYSTEM_CONFIG", tmp_path / "none.toml")
-    monkeypatch.setattr(config_sources, "SYSTEM_SECRETS", tmp_path / "none")
-    for name in [name for name in os.environ if name.startswith("POLAR_")]:
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    return agent_factory()
 
-    def agent(*words):
-        try:
-            code = main(["events", *words])
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
 
-    return agent
+@pytest.fixture
+def agent_factory(environment, monkeypatch, capsys, tmp_path):
+    """Return what makes that, once the environment is as the test wants it."""
+
+    def make():
+        monkeypatch.setattr(config_sources, "SYSTEM_CONFIG", tmp_path / "none.toml")
+        monkeypatch.setattr(config_sources, "SYSTEM_SECRETS", tmp_path / "none")
+        for name in [name for name in os.environ if name.startswith("POLAR_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+        def agent(*words):
+            try:
+                code = main(["events", *words])
+            except SystemExit as end:
+                code = end.code
+            captured = capsys.readouterr()
+            return code, captured.out, captured.err
+
+        return agent
+
+    return make
 
 
 class TestGet:
@@ -370,3 +383,80 @@ def test_the_help_of_each_action_tells_every_option(agent):
     for option in ("--name", "--since", "--metadata", "--all", "--json", "--config"):
         assert option in out
     assert agent("get", "--help")[0] == agent("names", "--help")[0] == agent("--help")[0] == 0
+
+
+class TestBesideADaemon:
+    """The daemon asks, within the rate budget; nobody sees a difference."""
+
+    @pytest.fixture
+    def daemon(self, environment, tmp_path):
+        """Start a daemon with the settings that the command has."""
+        environment |= {
+            "POLAR_AGENT_SOCKET_PATH": str(tmp_path / "agent.sock"),
+            "POLAR_AGENT_QUEUE_DIR": str(tmp_path / "queue"),
+            "POLAR_AGENT_DISK_RESERVE_BYTES": "0",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent", "run"], env=os.environ | environment, stderr=subprocess.DEVNULL
+        )
+        api = tmp_path / "api.sock"
+        wait_until(lambda: api.exists() and call(api, "GET", "/status"), what="the daemon's API")
+        yield process
+        process.kill()
+        process.wait()
+
+    @pytest.mark.parametrize(
+        ("words", "reply"),
+        [
+            (["get", EVENT["id"], "--json"], answer(200, EVENT)),
+            (["get", EVENT["id"]], answer(404, {"error": "ResourceNotFound", "detail": "Not found"})),
+            (["get", "a/b c"], answer(422, {"detail": [{"loc": ["path", "id"], "msg": "no UUID"}]})),
+            (["list", "--name", "a b&c", "--metadata", "k=\u00fc", "--json"], page_of([EVENT], 81, 9)),
+            (["names", "--sort", "-occurrences"], page_of([NAME])),
+            (["list"], answer(500, b"Internal Server Error")),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_the_daemon_asks_the_same_and_the_same_is_said(self, server, agent_factory, daemon, words, reply):
+        server.respond = lambda _: reply
+        agent = agent_factory()
+        with mock.patch("agent.polar.PolarClient.__init__", _never):
+            through = agent(*words)
+        daemon.kill()
+        daemon.wait()
+        straight = agent(*words)
+
+        assert through == straight
+        first, second = server.requests
+        assert (first.path, first.parameters) == (second.path, second.parameters)
+        assert first.headers["authorization"] == second.headers["authorization"]
+
+    @pytest.mark.usefixtures("daemon")
+    def test_a_token_that_polar_refuses_is_a_bad_result_and_told(self, server, agent_factory):
+        server.respond = lambda _: answer(401, {"error": "invalid_token"})
+        code, out, err = agent_factory()("list", "--json")
+        assert (code, out) == (1, "")
+        assert "access token" in err
+
+    @pytest.mark.usefixtures("daemon")
+    @pytest.mark.parametrize("other", ["token", "server"])
+    def test_a_daemon_with_another_token_or_server_is_passed_over(
+        self, server, agent_factory, environment, other
+    ):
+        elsewhere = Server()
+        try:
+            elsewhere.respond = lambda _: page_of([EVENT])
+            if other == "token":
+                environment["POLAR_ACCESS_TOKEN"] = "polar_oat_other"
+            else:
+                environment["POLAR_AGENT_BASE_URL"] = elsewhere.url
+            assert agent_factory()("list", "--json")[0] == 0
+            asked = server if other == "token" else elsewhere
+            (request,) = asked.requests
+            assert request.headers["authorization"] == f"Bearer {environment['POLAR_ACCESS_TOKEN']}"
+        finally:
+            elsewhere.stop()
+
+
+def _never(*_, **__):
+    raise AssertionError("the command went to Polar itself")

@@ -72,6 +72,7 @@ class Desk:
         self.max_line_bytes = limits.get("max_line_bytes", 256 * 1024)
         self.max_bytes = limits.get("max_bytes", 1 << 40)
         self.block_bytes = limits.get("block_bytes", 512 * 1024)
+        self.max_dead_letters = limits.get("max_dead_letters", 1 << 40)
         self.clock = Moments()
         self.start()
 
@@ -87,6 +88,7 @@ class Desk:
             self.clock,
             server_now=self.clock.wall,
             queue_max_bytes=self.max_bytes,
+            room_for_letters=lambda: self.max_dead_letters - self.queue.books().dead,
             watch=Unwatched(),
             block_bytes=self.block_bytes,
         )

@@ -1000,6 +1000,49 @@ def test_an_answer_that_was_sent_before_the_trouble_began_is_no_evidence(
     assert desk.pending == ["a"]
 
 
+def test_unnamed_poison_in_every_batch_holds_the_rest_up_for_seconds_only(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=16, max_in_flight=4)
+    fill(desk, 16 * 60, chunk=16)
+    server = Polar(poison={str(number) for number in range(21, 16 * 60, 16)})
+    began = desk.clock.monotonic()
+
+    before = desk.run(server, until=lambda: len(server.stored) == 16 + 15 * 59)
+    rest = desk.clock.monotonic() - began
+    made = desk.run(server)
+
+    assert set(desk.dead) == server.poison
+    assert rest < 20, "seconds, with answers that take no time"
+    # It fails twice whole, is halved four times, and the one fails six times while an empty one passes.
+    assert len(before) + len(made) < 59 * (2 + 2 * 4 + 2 * 6), "requests"
+
+
+def test_what_poisoned_batches_keep_in_memory_is_bounded(
+    make: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.flusher.suspicion.MOST_BYTES", 40_000)
+    desk = make(max_batch_events=16, max_in_flight=4)
+    for first in range(0, 16 * 60, 16):
+        desk.put(*range(first, first + 16), filler=100)
+    server = Polar(poison={str(number) for number in range(5, 16 * 60, 16)})
+
+    assert most_read_ahead(desk, server) < 40
+    assert set(desk.dead) == server.poison
+
+
+def test_a_server_that_fails_after_it_worked_is_left_alone_soon(make: Callable[..., Desk]) -> None:
+    desk = make(max_in_flight=4)
+    fill(desk, 400)
+    server = Polar()
+    desk.run(server, until=lambda: len(server.stored) >= 40)
+    server.outage = SERVER_DOWN
+
+    assert len(desk.run(server, seconds=60)) < 30
+    server.outage = None
+    desk.run(server)
+    assert desk.dead == []
+    assert len(server.stored) == 400
+
+
 def test_a_client_that_fails_by_a_mistake_of_ours_costs_no_event(desk: Desk) -> None:
     everything = fill(desk, 4)
 

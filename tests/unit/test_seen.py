@@ -195,6 +195,15 @@ def test_what_is_dead_may_come_again_mended(line: Socket) -> None:
 HERE, THERE = "5b0a9f0e-3d3e-4a36-9e4c-1d1f5f6a7b8c", "6b0a9f0e-3d3e-4a36-9e4c-1d1f5f6a7b8c"
 
 
+def test_a_dead_letter_that_was_retried_is_remembered_again(line: Socket) -> None:
+    line.seen.forget(["e1"])
+    line.seen.revive("e1", ONE[:-1] + b',"timestamp":"2026-11-23T12:00:00Z"}')
+
+    assert line.write(ANOTHER) == [OTHER]
+    assert line.write(ONE) == [SAME], "our stamp is none of the producer's content"
+    assert line.write(ONE[:-1] + b',"timestamp":"2026-11-23T11:00:00Z"}') == [OTHER]
+
+
 def test_two_organizations_may_use_one_id() -> None:
     line = Socket(checker=Checker(personal_token=True))
 
