@@ -11,14 +11,15 @@ A line that a producer wrote is kept as it is, digit for digit; what it lacks
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from agent import quick
 from agent.framing import TOO_LONG, Segment, _TooLong
-from agent.refusal import Facts, Refusal, external_id_conflict, full_check, too_long
+from agent.refusal import Facts, Refusal, external_id_conflict, full_check, missing, too_long
 from agent.shape import Shapes
 from agent.stamp import Stamper, cut, groups, write_in
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from agent.reservation import Reservation
     from agent.seen import Seen
+    from agent.stamp import Cut
 
     Memory = Seen | Reservation
     """Knows what came lately."""
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
     """Gives the ids for lines that carry none, from one line to another; blank lines do not count."""
 
 _BLANK = b" \t\r\n"
-_OPEN, _CLOSE = b"{}"
-_FEW = 8
+_place_of = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class Checker:
             if b"\r" in data:
                 data = data.replace(b"\r\n", b"\n")
             stamped = self._take(data[:-1], now, seen)
-            if not isinstance(stamped, int):
+            if stamped is not None:
                 return Checked(stamped, [], _fates(segments, stamped))
         return self._sift(segments, now, seen)
 
@@ -132,7 +133,7 @@ class Checker:
         if self.personal_token:
             return None
         stamped = self._take(block[:-1], now, None, ids)
-        if isinstance(stamped, int):
+        if stamped is None:
             return None
         return Checked(stamped, [], [Fate(sum(count for _, count in stamped))])
 
@@ -141,51 +142,36 @@ class Checker:
         return self._sift(lines, now, None, ids)
 
     def _take(
-        self, data: bytes, now: float, seen: Memory | None, ids: Ids | None = None, first: int = 0
-    ) -> list[tuple[bytes, int]] | int:
-        """Check and stamp lines in a few calls, the first of them of this number; return them in groups.
+        self, data: bytes, now: float, seen: Memory | None, ids: Ids | None = None
+    ) -> list[tuple[bytes, int]] | None:
+        """Check and stamp lines in a few calls; return them in groups.
 
-        Where one is not fine, or not due, or came before, or may be so, return its place, or -1 if
-        that is not known.
+        None where one is not fine, or not due, or came before, or may be so.
         """
         whole = cut(data)
         if whole is None:
-            return -1
+            return None
         found = self._read(data, len(whole.parts))
-        if isinstance(found, int):
-            return found
-        doubt = _first_early_or_late(found, now)
-        if doubt is None and seen is not None:
-            doubt = _first_repeat(found, data, seen)
-        if doubt is not None:
-            return doubt
-        if found.with_ids is None or found.with_times is None:
-            facts = [Facts(quick.own_id(event), _time_of(event)) for event in found.events]
-            given = None if ids is None else ids(first, first + len(facts))
-            return [Stamper(now).join(data.split(b"\n"), facts, given)]
-        if found.with_ids and found.with_times:
-            return groups(whole)
-        wanted = ids is not None and not found.with_ids
-        given = ids(first, first + len(whole.parts)) if ids is not None and wanted else None
-        return write_in(whole, now, ids=not found.with_ids, times=not found.with_times, given=given)
+        if found is None or _first_in_doubt(found, data, now, seen) is not None:
+            return None
+        return _stamped(whole, found, now, None if ids is None else ids(0, len(whole.parts)))
 
-    def _read(self, data: bytes, lines: int) -> quick.Found | int:
-        """Read lines, all of them fine; else return the place of one in doubt, -1 if that is not known."""
+    def _read(self, data: bytes, lines: int) -> quick.Found | None:
+        """Read lines, all of them fine; None where one is in doubt."""
         found = self.shapes.read(data)
-        if isinstance(found, int):
-            if 0 <= found < lines and self.shapes.trusted:
-                return found
-        elif len(found.events) == lines:
+        if found is not None and len(found.events) == lines:
             return found
+        if self.shapes.trusted:
+            return None
         checked = quick.check_block(data, lines)
-        if not isinstance(checked, int):
+        if checked is not None:
             self.shapes.learn(checked)
         return checked
 
     def _sift(
         self, segments: Sequence[Segment], now: float, seen: Memory | None, ids: Ids | None = None
     ) -> Checked:
-        """Check lines of which some are not fine: those between them together, the others one by one."""
+        """Check lines of which some are not fine: each is read alone, the fine ones stamped together."""
         lines: list[bytes] = []
         starts: list[int] = []
         sifted = Checked([], [], [])
@@ -196,66 +182,167 @@ class Checker:
                 continue
             lines += [line for raw in segment.split(b"\n") if (line := raw.strip(_BLANK))]
             sifted.fates.append(Fate(len(lines) - starts[-1]))
-        odd = [number for number, line in enumerate(lines) if line[0] != _OPEN or line[-1] != _CLOSE]
-        odd.append(len(lines))
-        stamper = Stamper(now)
-        place, size = 0, len(lines)
-        run = alone = 0  # lines since the last one refused; lines to look at one by one
-        while place < len(lines):
-            # Only the full check of a line knows what a personal token asks for.
-            size = 1 if alone or self.personal_token else min(size, odd[bisect_left(odd, place)] - place)
-            some = lines[place : place + size]
-            taken = self._take(b"\n".join(some), now, seen, ids, place) if size > 1 else 0
-            if not isinstance(taken, int):
-                sifted.groups += taken
-                place, run, size = place + size, run + size, 4 * size
-            elif taken:
-                # Those before the one in doubt; where that is not known, fewer.
-                size = taken if taken > 0 else size // 2
-            else:
-                given = None if ids is None else ids(place, place + 1)[0]
-                outcome = self._check_one(lines[place], stamper, sifted, seen, given)
-                if outcome is True and size > 1:
-                    self.shapes.trusted = False
-                place, run, size, alone = place + 1, run + 1, max(size, _FEW), max(0, alone - 1)
-                if outcome is not True:
-                    # Where many are so, what is read together is read again most of the time.
-                    alone = _FEW if run <= _FEW else 0
-                    run, size = 0, 2 * run
-                if isinstance(outcome, Refusal):
-                    number = bisect_right(starts, place - 1) - 1
-                    sifted.fates[number].refused.append((place - starts[number], outcome))
+        sifting = _Sifting(lines, ids, seen, Stamper(now), now, sifted)
+        latest = sifting.stamper.now + timedelta(seconds=self.future_tolerance)
+        run: list[int] = []
+        each = self._read_each(lines)
+        for place, event in enumerate(each.events):
+            if event is not None:
+                run.append(place)
+                continue
+            facts = self._judge(lines[place], latest)
+            if isinstance(facts, Refusal):
+                sifting.refused.append((place, facts))  # which the run goes on behind
+                continue
+            sifting.take_run(run, each, latest)
+            run = []
+            sifting.add(place, facts)
+        sifting.take_run(run, each, latest)
+        for place, why in sorted(sifting.refused, key=_place_of):
+            number = bisect_right(starts, place) - 1
+            sifted.fates[number].refused.append((place - starts[number] + 1, why))
         return sifted
 
-    def _check_one(
-        self, line: bytes, stamper: Stamper, sifted: Checked, seen: Memory | None, given: bytes | None
-    ) -> Refusal | Literal[True] | None:
-        """Check one line: return why it is refused, True if added to `sifted`, None if it is a repeat."""
-        facts = self._check_line(line, stamper.now + timedelta(seconds=self.future_tolerance))
+    def _read_each(self, lines: Sequence[bytes]) -> quick.Found:
+        """Read lines one by one, all of them in the same way; None stands for an event that is in doubt."""
+        if self.personal_token:
+            return quick.Found([None] * len(lines), None, None)
+        found = self.shapes.read_each(lines)
+        if found is not None:
+            # Lines of another shape are rare where the shape is trusted; bad ones are not.
+            other = any(
+                quick.check_line(line) for line, event in zip(lines, found.events, strict=True) if not event
+            )
+            if not other:
+                return found
+            self.shapes.trusted = False
+        found = quick.read_each(lines)
+        fine = [event for event in found.events if event is not None]
+        if fine:
+            self.shapes.learn(quick.found_in(fine))
+        return found
+
+    def _judge(self, line: bytes, latest: datetime) -> Facts | Refusal:
+        """Check one line that the quick check is in doubt about."""
+        if not self.personal_token:
+            lacking = quick.lacks(line, latest)
+            if lacking is not None:
+                return missing(lacking)
+        return full_check(line, latest, personal_token=self.personal_token)
+
+
+@dataclass(slots=True)
+class _Sifting:
+    """Lines that are checked one by one, and what has become of them so far.
+
+    Attributes:
+        lines: none of them blank.
+        ids: gives the ids of those that carry none.
+        seen: what came lately.
+        stamper: for single lines.
+        now: Unix seconds.
+        sifted: where accepted lines go, in order.
+        refused: the others by their place.
+    """
+
+    lines: list[bytes]
+    ids: Ids | None
+    seen: Memory | None
+    stamper: Stamper
+    now: float
+    sifted: Checked
+    refused: list[tuple[int, Refusal]] = field(default_factory=list)
+
+    def take_run(self, run: Sequence[int], each: quick.Found, latest: datetime) -> None:
+        """Take lines at these places, all of them fine: together as far as none came before or is early.
+
+        Those that are in doubt for that are looked at by themselves; where there are many of
+        them, fewer are tried together.
+        """
+        start, size, since = 0, len(run), 0
+        while start < len(run):
+            some = run[start : start + size]
+            doubt = 0 if size <= 1 else self._take(some, each)
+            if doubt is None:
+                start, since, size = start + len(some), since + len(some), 4 * size
+                continue
+            if doubt:
+                before = self._take(some[:doubt], each)
+                if before is not None:
+                    doubt = 0
+                start, since = start + doubt, since + doubt
+            event = each.events[run[start]]
+            time = None if each.with_times is False else _time_of(event)
+            own = "" if each.with_ids is False else quick.own_id(event)
+            line = self.lines[run[start]]
+            if time is not None and not (quick.earliest_is_safe([time]) and time <= latest):
+                self._decide(run[start], full_check(line, latest))
+                fine = False
+            else:
+                fine = self.add(run[start], Facts(own, time))
+            start += 1
+            since = since + 1 if fine else 0
+            size = 4 * max(1, size) if fine else max(1, since, doubt)
+
+    def _take(self, some: Sequence[int], each: quick.Found) -> int | None:
+        """Take lines together and return None; or return the place among them of one that is in doubt."""
+        events = [each.events[place] for place in some]
+        if each.with_ids is None or each.with_times is None:
+            found = quick.found_in(events)
+        else:
+            found = quick.Found(events, each.with_ids, each.with_times)
+        data = b"\n".join([self.lines[place] for place in some])
+        doubt = _first_in_doubt(found, data, self.now, self.seen)
+        whole = cut(data)
+        if doubt is not None or whole is None:
+            return doubt or 0
+        given = None if self.ids is None else [self.ids(place, place + 1)[0] for place in some]
+        self.sifted.groups += _stamped(whole, found, self.now, given)
+        return None
+
+    def _decide(self, place: int, facts: Facts | Refusal) -> None:
+        """Add or refuse a line."""
         if isinstance(facts, Refusal):
-            return facts
+            self.refused.append((place, facts))
+        else:
+            self.add(place, facts)
+
+    def add(self, place: int, facts: Facts) -> bool:
+        """Add one accepted line, unless it came before; tell whether it was added."""
+        line, seen, sifted = self.lines[place], self.seen, self.sifted
         repeats = seen.repeats(facts.identity, line) if seen is not None and facts.identity else None
         if repeats is not None:
             sifted.repeated += repeats
-            return None if repeats else external_id_conflict()
-        stamped = stamper.stamp(line, facts, given)
-        if facts.timestamp is not None and facts.timestamp > stamper.now:
+            if not repeats:
+                self.refused.append((place, external_id_conflict()))
+            return False
+        given = None if self.ids is None else self.ids(place, place + 1)[0]
+        stamped = self.stamper.stamp(line, facts, given)
+        if facts.timestamp is not None and facts.timestamp > self.stamper.now:
             sifted.held.append((int(facts.timestamp.timestamp() * 1000) + 1, stamped))
         else:
             sifted.groups.append((stamped, 1))
         return True
 
-    def _check_line(self, line: bytes, latest: datetime) -> Facts | Refusal:
-        """Check one line: quickly where that proves it."""
-        if not self.personal_token:
-            event = quick.check_line(line) if line.startswith(b"{") and line.endswith(b"}") else None
-            if event is not None:
-                timestamp = _time_of(event)
-                if timestamp is None:
-                    return Facts(quick.own_id(event), None)
-                if quick.earliest_is_safe([timestamp]) and timestamp <= latest:
-                    return Facts(quick.own_id(event), timestamp)
-        return full_check(line, latest, personal_token=self.personal_token)
+
+def _stamped(
+    whole: Cut, found: quick.Found, now: float, given: Sequence[bytes] | None
+) -> list[tuple[bytes, int]]:
+    """Return lines with what they lack, in groups; `given` are the ids for those without."""
+    if found.with_ids is None or found.with_times is None:
+        facts = [Facts(quick.own_id(event), _time_of(event)) for event in found.events]
+        return [Stamper(now).join(whole.data.split(b"\n"), facts, given)]
+    if found.with_ids and found.with_times:
+        return groups(whole)
+    return write_in(whole, now, ids=not found.with_ids, times=not found.with_times, given=given)
+
+
+def _first_in_doubt(found: quick.Found, data: bytes, now: float, seen: Memory | None) -> int | None:
+    """Enter events as seen; or return the place of the first that came before, or is early or too old."""
+    doubt = _first_early_or_late(found, now)
+    if doubt is None and seen is not None:
+        doubt = _first_repeat(found, data, seen)
+    return doubt
 
 
 def _first_early_or_late(found: quick.Found, now: float) -> int | None:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
 from operator import attrgetter, is_
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ABSENT: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Stands (as this very object) for a timestamp that the line does not carry."""
@@ -27,7 +30,6 @@ _EARLIEST = datetime(2, 1, 1, tzinfo=UTC)  # an offset may take an earlier one b
 _MAX_DEPTH = 400  # a line of less nesting than the server takes goes to the full check; deeper ones must
 _MAX_INT_DIGITS = 4300
 _STRIDE = _MAX_INT_DIGITS // 2 - 1
-_PLACE = re.compile(r"at `\$\[(?P<place>\d+)\]|\(byte (?P<byte>\d+)\)")
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 
 # 600 characters are at most 2,400 bytes: below what PostgreSQL's index takes uncompressed.
@@ -97,7 +99,7 @@ class Found:
     """What was read of a block that is fine.
 
     Attributes:
-        events: one for each line.
+        events: one for each line; None stands for one in doubt, where lines were read one by one.
         with_ids: True if each has an `external_id` that counts, False if none has the field at
             all, None if neither.
         with_times: the same for `timestamp`.
@@ -108,33 +110,58 @@ class Found:
     with_times: bool | None
 
 
-def check_block(block: bytes, lines: int) -> Found | int:
-    """Return what is in `block` if all of its lines are fine.
+def check_block(block: bytes, lines: int) -> Found | None:
+    """Return what is in `block` if all of its lines are fine; None where one is in doubt.
 
     Args:
         block: lines joined by newlines, each of them beginning with `{` and ending with `}`:
             msgspec would also take two objects on one line, or one over two.
         lines: how many lines these are.
-
-    Returns:
-        Otherwise the place of a line that is in doubt, from 0, as far as msgspec tells it; most
-        of the time those before it are fine. -1 when that is not known.
     """
     events = _check_plain(block)
     if events is None:
-        rich = _check_rich(block, lines)
-        if isinstance(rich, int):
-            return min(rich, lines - 1)
-        events = rich
-    if len(events) != lines:
-        return -1
-    return Found(events, _with_ids(events), _with_times(events))
+        events = _check_rich(block, lines)
+    return found_in(events) if events is not None and len(events) == lines else None
 
 
 def check_line(line: bytes) -> Event | None:
-    """Return the `Event` of one line if it is fine, else None."""
-    found = check_block(line, 1)
-    return None if isinstance(found, int) else found.events[0]
+    """Return the `Event` of one line, without blanks at its ends, if it is fine, else None."""
+    if not (line.startswith(b"{") and line.endswith(b"}")):
+        return None
+    events = _check_plain(line)
+    if events is None:
+        events = _check_rich(line, 1)
+    return events[0] if events is not None and len(events) == 1 else None
+
+
+def read_each(lines: Sequence[bytes]) -> Found:
+    """Return what is in each line, None in the place of one that is in doubt."""
+    return Found([check_line(line) for line in lines], None, None)
+
+
+def found_in(events: list[Any]) -> Found:
+    """Return what was read of lines that are fine."""
+    return Found(events, _with_ids(events), _with_times(events))
+
+
+def lacks(line: bytes, latest: datetime) -> str | None:
+    """Return the field that a line lacks, if with that it were fine: so nothing else is wrong with it.
+
+    Args:
+        line: one that is not fine.
+        latest: the newest timestamp allowed.
+    """
+    if not line.startswith(b"{"):
+        return None
+    for name in ("external_customer_id", "name"):
+        if name.encode() in line:
+            continue
+        events = _check_plain(b'{"%b":"x",%b' % (name.encode(), line[1:]))
+        if events is not None and len(events) == 1:
+            time = events[0].timestamp
+            if time is ABSENT or (earliest_is_safe([time]) and time <= latest):
+                return name
+    return None
 
 
 def _with_ids(events: list[Any]) -> bool | None:
@@ -168,27 +195,15 @@ def _check_plain(block: bytes) -> list[Any] | None:
     return events
 
 
-def _check_rich(block: bytes, lines: int) -> list[Any] | int:
+def _check_rich(block: bytes, lines: int) -> list[Any] | None:
     """Check events of any kind; what is in unknown fields, msgspec passes over with less care."""
     if not _text_is_safe(block) or not _nesting_is_safe(block, lines):
-        return -1
+        return None
     try:
         events = _rich.decode_lines(block)
-    except ERRORS as error:
-        return place_of(block, str(error))
-    for place, event in enumerate(events):
-        if not _fine(event):
-            return place
-    return events
-
-
-def place_of(block: bytes, error: str) -> int:
-    """Return the place of the line that msgspec complains of, from 0; -1 if its words do not tell."""
-    found = _PLACE.search(error)
-    if found is not None:
-        return int(found["place"] or block.count(b"\n", 0, int(found["byte"])))
-    # The block ended within its last line, or within one before that has no end.
-    return block.count(b"\n") if "truncated" in error else -1
+    except ERRORS:
+        return None
+    return events if all(map(_fine, events)) else None
 
 
 def _text_is_safe(block: bytes) -> bool:

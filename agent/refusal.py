@@ -22,6 +22,8 @@ _METADATA_BRANCHES = frozenset({"constrained-str", "int", "float", "bool"})
 _TIMESTAMP_TYPES = ("datetime", "timezone", "date_")
 _HALF = "half of a surrogate pair, which is no character"
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 _MESSAGES = {
     "missing": "this field is required",
     "timestamp_in_future": "the timestamp is too far ahead of now",
@@ -48,7 +50,7 @@ class Refusal:
     def answer(self, line: int) -> bytes:
         """Return the answer to the producer whose line of this number it was."""
         error = {"type": self.type, "loc": list(self.loc), "msg": self.msg}
-        return json.dumps({"line": line, "error": error}, separators=(",", ":")).encode() + b"\n"
+        return _encode({"line": line, "error": error}).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Facts:
 def too_long(max_line_bytes: int) -> Refusal:
     """Return the refusal of a line beyond the bound."""
     return Refusal("too_long", (), f"the line is longer than max_line_bytes ({max_line_bytes})")
+
+
+def missing(field: str) -> Refusal:
+    """Return the refusal of an event that lacks a field, and nothing else."""
+    return Refusal("missing", (field,), _MESSAGES["missing"])
 
 
 def queue_full(reason: str) -> Refusal:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from agent.quick import ERRORS, Found, FullId, Id, Name, Time, Value, cost_is_fine, has_nul, place_of
+from agent.quick import ERRORS, Found, FullId, Id, Name, Time, Value, cost_is_fine, has_nul
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _LEARN_FROM = 32  # events; fewer are read quickly enough
 _MOST_KEYS = 48
@@ -75,24 +75,43 @@ class Shapes:
         self._wait = 1  # how many blocks of another shape come before the next lesson
         self._passed_over = 0
 
-    def read(self, block: bytes) -> Found | int:
-        """Return what is in a block of lines if all of them are fine and of the shape.
-
-        Otherwise return the place of one that is not, or -1 if that is not known.
+    def read(self, block: bytes) -> Found | None:
+        """Return what is in a block of lines if all of them are fine and of the shape; else None.
 
         Args:
             block: as for `agent.quick.check_block`.
         """
         if self._decoder is None or has_nul(block):
-            return -1
+            return None
         try:
             events = self._decoder.decode_lines(block)
-        except ERRORS as error:
-            return place_of(block, str(error))
+        except ERRORS:
+            return None
         if self._with_costs and not all(map(_cost_is_fine, events)):
-            return -1
+            return None
         self._wait = 1
         self.trusted = True
+        return Found(events, self._with_ids, self._with_times)
+
+    def read_each(self, lines: Sequence[bytes]) -> Found | None:
+        """Return what is in each line, None for one that is not of the shape; None without one.
+
+        Args:
+            lines: each of them without blanks at its ends.
+        """
+        if self._decoder is None:
+            return None
+        decode = self._decoder.decode
+        events: list[Any] = []
+        for line in lines:
+            try:
+                event = decode(line)
+            except ERRORS:
+                event = None
+            else:
+                if has_nul(line) or (self._with_costs and not _cost_is_fine(event)):
+                    event = None
+            events.append(event)
         return Found(events, self._with_ids, self._with_times)
 
     def learn(self, found: Found) -> None:

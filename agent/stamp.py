@@ -56,7 +56,7 @@ def cut(data: bytes) -> Cut | None:
     for lead in leads:
         between = _BETWEEN + lead
         parts = data[1 + len(lead) : -1].split(between)
-        if b"\n" not in b"".join(parts):
+        if data.count(b"\n") == len(parts) - 1:
             return Cut(data, between, parts)
     return None
 
@@ -117,7 +117,8 @@ def iso(now: float) -> bytes:
     """Return Unix seconds as RFC 3339 in UTC, cut (never rounded up) to the millisecond."""
     milliseconds = int(now * 1000)
     moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    return b"%b.%03dZ" % (moment.strftime("%Y-%m-%dT%H:%M:%S").encode(), milliseconds % 1000)
+    # Without `strftime`, which takes 20 microseconds; behind the seconds stands the offset.
+    return b"%b.%03dZ" % (moment.isoformat()[:19].encode(), milliseconds % 1000)
 
 
 class Stamper:

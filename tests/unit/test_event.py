@@ -21,6 +21,7 @@ from agent.chunk import MAX_EVENTS
 from agent.event import Checker
 from agent.framing import TOO_LONG
 from agent.refusal import Refusal, full_check, queue_full
+from agent.seen import Seen
 from agent.stamp import iso
 
 NOW = datetime.fromtimestamp(NOON, UTC)
@@ -1003,3 +1004,48 @@ def test_a_personal_token_needs_the_organization_in_each_of_many_lines():
     checked = Checker(personal_token=True).check([good + bad + bad + good], NOON)
 
     assert [number for number, _ in checked.fates[0].refused] == [2, 3]
+
+
+_LACKING = {"external_customer_id": '"external_customer_id":"c"', "name": '"name":"n"'}
+
+
+@pytest.mark.parametrize(
+    "lacking", [(), ("name",), ("external_customer_id",), ("name", "external_customer_id")]
+)
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"metadata":{"a":1}',
+        '"metadata":{"a":null}',
+        '"metadata":{"_cost":1}',
+        '"timestamp":"2001-02-03T04:05:06Z"',
+        '"timestamp":"2999-01-01T00:00:00Z"',
+        '"timestamp":1',
+        '"customer_id":"11111111-1111-4111-8111-111111111111"',
+        '"customer_id":"no uuid"',
+        '"external_customer_id":null',
+        '"external\\u005fcustomer_id":"c"',
+        '"name":7',
+        '"external_id":"\\u0000"',
+        '"unknown":1',
+        '"organization_id":"11111111-1111-4111-8111-111111111111"',
+    ],
+)
+def test_a_refusal_among_others_is_the_one_of_the_full_check(lacking, more):
+    fields = [text for name, text in _LACKING.items() if name not in lacking]
+    line = ("{" + ",".join([*fields, more]) + "}").encode()
+    told = full_check(line, NOW + timedelta(seconds=60))
+    fine = b'{"name":"n","external_customer_id":"c"}'
+    checked = Checker().check([b"\n".join([fine, line, fine, b"bad", fine]) + b"\n"], NOON)
+    first = [why for number, why in checked.fates[0].refused if number == 2]
+    assert first == ([told] if isinstance(told, Refusal) else [])
+    assert [number for number, _ in checked.fates[0].refused] == ([2, 4] if first else [4])
+
+
+def test_what_is_refused_is_told_in_order_whatever_the_reason():
+    event = b'{"name":"n","external_customer_id":"c","external_id":"%b","metadata":{"a":%d}}'
+    lines = [event % (b"x", 1), b"bad", event % (b"x", 2), b"bad", event % (b"y", 1), event % (b"x", 1)]
+    checked = Checker().check([b"\n".join(lines) + b"\n"], NOON, Seen())
+    refused = [(number, why.type) for number, why in checked.fates[0].refused]
+    assert refused == [(2, "json_invalid"), (3, "external_id_conflict"), (4, "json_invalid")]
+    assert (checked.accepted, checked.repeated) == (2, 1)
