@@ -37,7 +37,7 @@ class Errors(NamedTuple):
 
 
 ERRORS = [
-    Errors("openat", "EIO", (1, 3, 5, 7, 9, 12, 15, 19, 24, 29)),
+    Errors("openat", "EIO", (1, 3, 5, 7, 9, 12, 15, 16, 19, 24, 29)),
     Errors("openat", "EMFILE", (2, 8, 14, 22)),
     Errors("mmap", "ENOMEM", (1, 2, 3)),
     Errors("mmap", "EIO", (1,)),
