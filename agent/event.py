@@ -292,10 +292,13 @@ class _Sifting:
         else:
             found = quick.Found(events, each.with_ids, each.with_times)
         data = b"\n".join([self.lines[place] for place in some])
-        doubt = _first_in_doubt(found, data, self.now, self.seen)
         whole = cut(data)
-        if doubt is not None or whole is None:
-            return doubt or 0
+        if whole is None:
+            return 0
+        # Last, since it enters them as seen: what is not taken now would be a repeat of nothing.
+        doubt = _first_in_doubt(found, data, self.now, self.seen)
+        if doubt is not None:
+            return doubt
         given = None if self.ids is None else [self.ids(place, place + 1)[0] for place in some]
         self.sifted.groups += _stamped(whole, found, self.now, given)
         return None

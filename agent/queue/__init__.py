@@ -80,6 +80,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         done: it is read to its end, and was closed.
         refused: lines of it that became dead letters.
         last_line_at: when its last line was taken, Unix seconds; None when none was.
+        since: when its place was looked at for the first time, Unix seconds; None when that is not known.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     done: bool = False
     refused: int = 0
     last_line_at: float | None = None
+    since: float | None = None
 
     @property
     def place(self) -> str:

@@ -42,6 +42,7 @@ class KnownFiles:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._alike: dict[str, set[str]] = defaultdict(set)
         self._newest: dict[str, Checkpoint] = {}
+        self._since: dict[str, float] = {}
         self._cut: dict[str, float] = {}
         self._standing = standing
         for checkpoint in checkpoints:
@@ -52,6 +53,9 @@ class KnownFiles:
         if checkpoint.id not in self._checkpoints:
             self._alike[fingerprint_of(checkpoint.id)].add(checkpoint.id)
         self._checkpoints[checkpoint.id] = checkpoint
+        since = checkpoint.last_line_at if checkpoint.since is None else checkpoint.since
+        if since is not None:
+            self._since[checkpoint.place] = min(since, self._since.get(checkpoint.place, since))
         newest = self._newest.get(checkpoint.place)
         if checkpoint.last_line_at is not None and (
             newest is None or checkpoint.last_line_at >= (newest.last_line_at or 0.0)
@@ -73,6 +77,14 @@ class KnownFiles:
     def newest_at(self, place: str) -> Checkpoint | None:
         """Return the file that was read last at a place, or the note that none was there yet."""
         return self._newest.get(place)
+
+    def since(self, place: str) -> float | None:
+        """Return when a place was looked at first, Unix seconds; None when it was not.
+
+        What is found beside it and was written to later was not read, unless it is known. When its lines
+        were taken would not do: of files that are read late, one may be younger than another was read.
+        """
+        return self._since.get(place)
 
     def cut(self, identity: str, now: float) -> None:
         """Note that a file's inode has other bytes now."""
@@ -138,7 +150,11 @@ class KnownFiles:
         gone.sort(key=lambda one: one.last_line_at or 0.0)
         names = [one.id for one in gone[: len(self._checkpoints) - MOST]]
         for name in names:
-            place = self._checkpoints.pop(name).place
+            one = self._checkpoints.pop(name)
+            place = one.place
+            # What is forgotten must not be taken for what was never read.
+            if place in self._since and one.last_line_at is not None:
+                self._since[place] = max(self._since[place], one.last_line_at)
             if place in self._newest and self._newest[place].id == name:
                 del self._newest[place]
             self._alike[fingerprint_of(name)].discard(name)

@@ -396,6 +396,7 @@ class Shelf:
                 id=nothing_read(place),
                 done=True,
                 last_line_at=self._clock.wall(),
+                since=self._first_look(tailed),
             )
             self._known.put(note)
             self._persist(note)
@@ -427,7 +428,15 @@ class Shelf:
             # It may be compared with another one before its first line is taken.
             head=head_lines(head),
             timed=is_timed(head),
+            since=self._first_look(tailed),
         )
+
+    def _first_look(self, tailed: Tailed) -> float | None:
+        """Return when the place of a file was looked at first; None for one that is at none."""
+        if tailed.state is State.AWAY:
+            return None
+        since = self._known.since(shown(tailed.target))
+        return self._clock.wall() if since is None else since
 
     def _at_end(self, tailed: Tailed, at: Checkpoint) -> Checkpoint:
         """Return the checkpoint of a file of which only what comes now counts: behind its last newline."""
@@ -748,9 +757,9 @@ class Shelf:
     def _take_up(self, path: str, status: os.stat_result, lost: Checkpoint) -> bool:
         """See whether a file has to do with a lost one, and read it if so."""
         key, name = key_of(status), shown(path)
-        # What was written to later than to the lost one was not there when that was read.
+        # What was last written to before anybody looked at this place is no affair of ours.
         successor = comes_of(name, lost.place) or (name == lost.target)
-        unseen = successor and status.st_mtime_ns >= self._last_written(lost)
+        unseen = successor and status.st_mtime_ns >= self._first_looked_at(lost)
         if not (unseen or key == (lost.device, lost.inode) or same_family(name, lost.place)):
             return False
         tailed = Tailed(
@@ -764,12 +773,10 @@ class Shelf:
         self._drop(tailed)
         return False
 
-    def _last_written(self, lost: Checkpoint) -> float:
-        """Return when a file was written to for the last time that is known of, in nanoseconds."""
-        owner = self._owners.get(lost.id)
-        if owner is not None and owner.modified:
-            return owner.modified
-        return math.inf if lost.last_line_at is None else (lost.last_line_at - _TICK_SECONDS) * 1e9
+    def _first_looked_at(self, lost: Checkpoint) -> float:
+        """Return when the place of a file was looked at first, in nanoseconds, by the clock of files."""
+        since = self._known.since(lost.place)
+        return math.inf if since is None else (since - _TICK_SECONDS) * 1e9
 
     def _is_wanted(self, tailed: Tailed, *, unseen: bool) -> bool:
         """Find out what a file is that is at none of the paths, and tell whether it has to be read.
