@@ -246,6 +246,9 @@ class Machine:
         self.reopen()
         self.desk.settle(4)
         self.desk.settle(16)
+        # After a look that took long, the next one is put off for many times as long.
+        self.desk.clock.advance(600)
+        self.desk.settle(16)
 
 
 ACTIONS = [
@@ -267,6 +270,7 @@ COPYING = {"copytruncate", "copy_then_truncate"}
 @example(actions=["write_part", "settle", "copytruncate", "switch"], timed=False)
 @example(actions=["switch", "write", "settle", "kill", "write", "rotate"], timed=False)
 @example(actions=["switch", "write", "settle", "kill", "write", "switch"], timed=False)
+@example(actions=["rename", "rename", "rename", "rename", "look_briefly", "rotate", "write"], timed=False)
 @settings(
     max_examples=400,
     deadline=None,
