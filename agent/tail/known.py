@@ -43,6 +43,7 @@ class KnownFiles:
         self._alike: dict[str, set[str]] = defaultdict(set)
         self._newest: dict[str, Checkpoint] = {}
         self._since: dict[str, float] = {}
+        self._forgotten: dict[str, float] = {}
         self._cut: dict[str, float] = {}
         self._standing = standing
         for checkpoint in checkpoints:
@@ -84,7 +85,8 @@ class KnownFiles:
         What is found beside it and was written to later was not read, unless it is known. When its lines
         were taken would not do: of files that are read late, one may be younger than another was read.
         """
-        return self._since.get(place)
+        since, forgotten = self._since.get(place), self._forgotten.get(place)
+        return since if since is None or forgotten is None else max(since, forgotten)
 
     def cut(self, identity: str, now: float) -> None:
         """Note that a file's inode has other bytes now."""
@@ -153,8 +155,8 @@ class KnownFiles:
             one = self._checkpoints.pop(name)
             place = one.place
             # What is forgotten must not be taken for what was never read.
-            if place in self._since and one.last_line_at is not None:
-                self._since[place] = max(self._since[place], one.last_line_at)
+            if one.last_line_at is not None:
+                self._forgotten[place] = max(one.last_line_at, self._forgotten.get(place, 0.0))
             if place in self._newest and self._newest[place].id == name:
                 del self._newest[place]
             self._alike[fingerprint_of(name)].discard(name)

@@ -16,6 +16,7 @@ from agent.event import Checker
 from agent.tail import Table, identity
 from agent.tail.block import Kind, advance, next_block
 from agent.tail.glob import excluder, find
+from agent.tail.known import KnownFiles
 from agent.tail.recognition import Act, Bytes, Known, Newcomer, State, recognise
 from agent.tail.taking import Place, Taking
 
@@ -181,6 +182,26 @@ def test_what_a_newcomer_is(  # noqa: PLR0917  # a row of the table
 
     assert decision.act is expected
     assert decision.identity == (f"{F}-1" if expected is Act.BEGIN else f"{F}-0")
+
+
+def test_a_place_is_known_since_its_first_look_whenever_lines_were_taken() -> None:
+    known = KnownFiles([checkpoint_of("a-0", path="/x", since=10.0, last_line_at=50.0)], lambda _: None)
+    known.put(checkpoint_of("b-0", path="/x", since=10.0, last_line_at=90.0))
+
+    assert known.since("/x") == 10.0
+    assert known.since("/y") is None
+
+
+def test_what_is_forgotten_is_not_taken_for_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.tail.known.MOST", 1)
+    old = checkpoint_of("a-0", path="/x", since=10.0, last_line_at=50.0, done=True)
+    known = KnownFiles([old], lambda _: None)
+    known.put(checkpoint_of("b-0", path="/x", since=10.0, last_line_at=90.0))
+
+    assert known.superfluous() == ["a-0"]
+    known.put(checkpoint_of("b-0", path="/x", since=10.0, last_line_at=95.0))
+
+    assert known.since("/x") == 50.0
 
 
 def test_a_compressed_file_whose_original_is_gone_is_that_file() -> None:
