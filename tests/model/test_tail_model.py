@@ -248,7 +248,7 @@ class Machine:
         self.desk.settle(16)
         # After a look that took long, the next one is put off for many times as long.
         self.desk.clock.advance(600)
-        self.desk.settle(16)
+        self.desk.settle(4)
 
 
 ACTIONS = [
