@@ -36,6 +36,8 @@ PROGRAMS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Thousands of processes are started: each would compile the agent anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # A script that runs the tests in the background has them ignore it, and all that they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
