@@ -244,3 +244,20 @@ def test_a_dead_letter_may_come_again_mended_from_the_producer(product: Product)
     line.send(event("b", 5))
     assert conflicts(line.acked(4)) == [4]
     line.close()
+
+
+def test_a_retried_dead_letter_is_known_again(product: Product) -> None:
+    product.start_emulator()
+    product.start_daemon()
+    line = Line(product.socket)
+    line.send({"name": "usage", "customer_id": STRANGER, "external_id": "a"})
+    line.acked(1)
+    wait_until(lambda: ledger(product).get("dead"))
+    product.stop_emulator()
+    done = product.run("dead", "retry", "--all", "--set", "external_customer_id=c", "--unset", "customer_id")
+    assert done.returncode == 0, done.stderr
+
+    line.send(event("a", 1))
+
+    assert conflicts(line.acked(2)) == [2]
+    line.close()

@@ -1,0 +1,72 @@
+"""Rotation that the tail did not see happen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.tails import Desk, line
+
+from agent.tail import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path, Table(str(tmp_path / "app.log")))
+    yield desk
+    desk.close()
+
+
+def append(path: Path, *names: str) -> None:
+    with path.open("ab") as file:
+        file.write(b"".join(map(line, names)))
+
+
+def test_a_file_that_was_empty_when_the_agent_ended_is_read_where_rotation_put_it(
+    desk: Desk, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    log.touch()
+    desk.settle()
+    desk.kill()
+    append(log, "a", "b")
+    log.rename(tmp_path / "app.log.1")
+    append(log, "c")
+
+    desk.start()
+    desk.settle(20)
+
+    assert sorted(desk.names()) == ["a", "b", "c"]
+
+
+def test_behind_a_link_rotated_files_are_found_where_the_link_leads(desk: Desk, tmp_path: Path) -> None:
+    pod = tmp_path / "pods" / "0.log"
+    pod.parent.mkdir()
+    append(pod, "a")
+    (tmp_path / "app.log").symlink_to(pod)
+    desk.settle()
+    desk.kill()
+    append(pod, "b")
+    pod.rename(pod.with_name("0.log.1"))
+    append(pod, "c")
+
+    desk.start()
+    desk.settle(20)
+
+    assert sorted(desk.names()) == ["a", "b", "c"]
+
+
+def test_what_was_rotated_before_the_first_look_is_left_alone(desk: Desk, tmp_path: Path) -> None:
+    desk.clock.wall = lambda: (tmp_path / "app.log.1").stat().st_mtime + 60  # type: ignore[method-assign]
+    append(tmp_path / "app.log.1", "old")
+    append(tmp_path / "app.log", "new")
+
+    desk.settle(20)
+    desk.restart()
+    desk.settle(20)
+
+    assert desk.names() == ["new"]
