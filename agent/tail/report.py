@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import reason_of
 from agent.tail.recognition import State
-from agent.tail.tailed import Tailed, shown
+from agent.tail.tailed import Tailed, key_of, shown
 
 if TYPE_CHECKING:
     from agent.queue import Checkpoint
@@ -30,7 +30,8 @@ def nothing_read(place: str) -> str:
 def document(tailed: Tailed) -> dict[str, Any]:
     """Return how a file stands."""
     at = tailed.at
-    size = max(0, tailed.size)
+    size = _size_now(tailed)
+    lag = tailed.lag_at(size)
     if tailed.problem:
         state = "unreadable"
     elif tailed.copy_of:
@@ -48,12 +49,21 @@ def document(tailed: Tailed) -> dict[str, Any]:
         "offset": at.offset if at is not None else 0,
         "line": at.line if at is not None else 0,
         "size": size,
-        "lag_bytes": tailed.lag,
-        "lag_lines": lag_lines(tailed.path, at.offset, tailed.lag, at.line) if at is not None else 0,
+        "lag_bytes": lag,
+        "lag_lines": lag_lines(tailed.path, at.offset, lag, at.line) if at is not None else 0,
         "last_line": _moment(at.last_line_at) if at is not None else None,
         "refused": at.refused if at is not None else 0,
         "problem": tailed.problem or None,
     }
+
+
+def _size_now(tailed: Tailed) -> int:
+    """Return a file's size: while the queue is full nobody looks at it, and it grows."""
+    try:
+        status = os.stat(tailed.path)  # noqa: PTH116
+    except OSError:
+        return max(0, tailed.size)
+    return status.st_size if key_of(status) == tailed.key else max(0, tailed.size)
 
 
 def remembered(at: Checkpoint) -> dict[str, Any]:

@@ -84,9 +84,13 @@ class Tailed:
     @property
     def lag(self) -> int:
         """Bytes that are not read, as far as they were seen; of a compressed file, 0."""
+        return self.lag_at(self.size)
+
+    def lag_at(self, size: int) -> int:
+        """Return the same for a size."""
         if self.at is None or self.copy_of or self.file is None or self.file.compressed:
             return 0
-        return max(0, self.size - self.at.offset)
+        return max(0, size - self.at.offset)
 
     def close(self) -> None:
         """Let go of the file."""
