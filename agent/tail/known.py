@@ -92,13 +92,20 @@ class KnownFiles:
         """Note that a file's inode has other bytes now."""
         self._cut[identity] = now
 
+    def all_cut(self) -> list[Checkpoint]:
+        """Return the files whose bytes are nowhere that is known of."""
+        return [self._checkpoints[identity] for identity in self._cut]
+
     def found(self, identity: str) -> None:
         """Note that the bytes of such a file were found elsewhere."""
         self._cut.pop(identity, None)
 
-    def no_longer_cut(self, before: float) -> None:
-        """Give up waiting for the bytes of files that were cut before this moment."""
-        self._cut = {identity: since for identity, since in self._cut.items() if since >= before}
+    def no_longer_cut(self, before: float) -> list[Checkpoint]:
+        """Give up waiting for the bytes of files that were cut before this moment; return these files."""
+        given_up = [identity for identity, since in self._cut.items() if since < before]
+        for identity in given_up:
+            del self._cut[identity]
+        return [self._checkpoints[identity] for identity in given_up]
 
     def state(self, identity: str) -> State:
         """Return how a file stands."""

@@ -124,6 +124,9 @@ class Shelf:
         checkpoints = queue.checkpoints()
         self._begun = {one.id for one in checkpoints if not one.inode and one.id.startswith("table-")}
         self._known = KnownFiles((one for one in checkpoints if one.id not in self._begun), self._standing)
+        for one in self._known.all():
+            if not one.inode and not one.done:
+                self._known.cut(one.id, clock.monotonic())
         self._scanned = False
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = max(64, int(min(limit, 1 << 20) * _SHARE_OF_DESCRIPTORS))
@@ -155,13 +158,15 @@ class Shelf:
         # Those at the paths say first what they are, so that none of them is looked for elsewhere.
         for key in changed:
             self._know(self.files[key])
-        if not self._scanned:
-            rotated += self._lost()
+        # A copy may come up later than its file was truncated.
+        rotated += self._known.all_cut() if self._scanned else self._lost()
         rotated += self._read_before()
         self._scanned = True
         if rotated:
             changed.extend(self._look_beside(rotated))
-        self._known.no_longer_cut(now - _CUT_SECONDS)
+        for given_up in self._known.no_longer_cut(now - _CUT_SECONDS):
+            self._known.put(msgspec.structs.replace(given_up, done=True))
+            self._persist(msgspec.structs.replace(given_up, done=True))
         forgotten = self._known.superfluous()
         if forgotten:
             self._writer.append(
@@ -685,11 +690,14 @@ class Shelf:
         tailed.from_end = False
 
     def _cut_off(self, old: Checkpoint) -> None:
-        """Remember that a file's bytes are not where they were; the file there is another one."""
+        """Remember that a file's bytes are not where they were; the file there is another one.
+
+        It is not done with: what was not read of it may be in its copy, also after a kill.
+        """
         self._give_up(old.id)
         self._known.cut(old.id, self._clock.monotonic())
-        self._known.put(msgspec.structs.replace(old, inode=0, done=True))
-        self._persist(msgspec.structs.replace(old, inode=0, done=True))
+        self._known.put(msgspec.structs.replace(old, inode=0))
+        self._persist(msgspec.structs.replace(old, inode=0))
 
     def _cut_meanwhile(self) -> list[Checkpoint]:
         """Find the files that were cut while nobody looked, and return what is known of them."""
@@ -714,7 +722,7 @@ class Shelf:
         return [
             one
             for one in self._known.all()
-            if not one.done and one.inode and one.id not in self._owners and self._table_of(one) is not None
+            if not one.done and one.id not in self._owners and self._table_of(one) is not None
         ]
 
     def _read_before(self) -> list[Checkpoint]:
