@@ -28,7 +28,19 @@ from typing import TYPE_CHECKING
 import baseline
 import report
 import slowdisk
-from targets import HERE, Agent, FluentBit, Sink, SyslogNg, Target, wait_until
+import tailing
+from targets import (
+    HERE,
+    Agent,
+    FluentBit,
+    Sink,
+    SyslogNg,
+    TailingAgent,
+    TailingFluentBit,
+    TailingFluentBitUnsynced,
+    Target,
+    wait_until,
+)
 
 from agent import __version__
 
@@ -56,13 +68,20 @@ def load(target: Target, *words: object) -> dict:
 @contextlib.contextmanager
 def running(kind: type[Target], args: argparse.Namespace, **words: object):
     """Start a daemon and its sink in a new directory; stop and remove them."""
-    if kind is Agent:
+    with prepared(kind, args, **words) as target:
+        target.start()
+        yield target
+
+
+@contextlib.contextmanager
+def prepared(kind: type[Target], args: argparse.Namespace, **words: object):
+    """The same, but for the starting."""
+    if issubclass(kind, Agent):
         words["settings"] = settings(args)
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-") as directory:
         sink = Sink(args.latency_ms)
         target = kind(Path(directory) / "t", sink, **words)
         try:
-            target.start()
             yield target
         finally:
             if target.process is not None and target.process.poll() is None:
@@ -358,6 +377,30 @@ def ratios(runs: dict[str, list[dict]], figures: Callable[[dict], dict]) -> list
     return rows
 
 
+def tailed_file(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
+    """Measure tailing a file that is there, in turn with Fluent Bit where it is."""
+    kinds: list[type[Target]] = [TailingAgent]
+    if FluentBit.found():
+        kinds += [TailingFluentBit, TailingFluentBitUnsynced]
+    runs: dict[str, list[dict]] = {kind.name: [] for kind in kinds}
+    with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-") as directory:
+        big = Path(directory) / "big.log"
+        events = tailing.make_file(big, args.tail_mib << 20)
+        for _ in range(args.repeat):
+            for kind in kinds:
+                with prepared(kind, args, flush=FAST_FLUSH) as target:
+                    runs[kind.name].append(tailing.tailing(target, big, events))
+                    if isinstance(target, Agent):
+                        settled(target)
+    rows = [{"daemon": name} | median(run) for name, run in runs.items()]
+    yield f"Tailing a file of {args.tail_mib} MiB, {events:,} events", "daemon", rows
+    compared = ratios(runs, lambda run: {key: run[key] for key in tailing.BARS})
+    if compared:
+        yield "Tailing, compared", "agent ÷", compared
+    by_name = {row["agent ÷"]: row for row in compared}
+    yield "Tailing, and what it has to reach", "bar", tailing.judged(rows[0], by_name)
+
+
 def small_writes(kinds: list[type[Target]], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Measure single-event writes at a steady rate, in turn."""
     runs: dict[str, list[dict]] = {kind.name: [] for kind in kinds}
@@ -395,6 +438,8 @@ def parse() -> argparse.Namespace:
         "--full", action="store_true", help="with 10 million events, and a backlog of as many"
     )
     parser.add_argument("--only-throughput", action="store_true", help="only that, beside the peers")
+    parser.add_argument("--only-tailing", action="store_true", help="only that of a file, beside Fluent Bit")
+    parser.add_argument("--tail-mib", type=int, help="size of the file that is tailed (default: 200; 1024)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     parser.add_argument("--store", action="store_true", help="make the figures those of the last release")
     parser.add_argument("--events", type=int, default=1_000_000)
@@ -411,11 +456,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="profile the agent instead of measuring it")
     parser.add_argument("--dir", default=QUEUES, help=f"where the queue is; a real disk (default: {QUEUES})")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.tail_mib is None:
+        args.tail_mib = 1024 if args.full else 200
+    return args
 
 
 def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
     """Yield title, name of the left column and rows of each measurement."""
+    if args.only_tailing:
+        yield from tailed_file(args)
+        return
     kinds: list[type[Target]] = [Agent, *(kind for kind in (FluentBit, SyslogNg) if kind.found())]
     rows, ratio = compare(kinds, args)
     yield f"{args.events:,} events from {args.producers} producer(s)", "daemon", rows
@@ -426,6 +477,7 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
     if args.full:
         many = argparse.Namespace(**{**vars(args), "events": 10_000_000, "repeat": 1})
         yield "10 million events", "daemon", compare([Agent, *kinds[1:2]], many)[0]
+    yield from tailed_file(args)
     rows, ratio = small_writes(kinds, args)
     yield f"{args.rate:,.0f} events a second, one each write, 10 producers", "daemon", rows
     if ratio:

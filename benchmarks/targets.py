@@ -109,6 +109,10 @@ class Target:
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
+    def bytes_read(self) -> int:
+        """Bytes that it read from anything since the start."""
+        return int(Path(f"/proc/{self.process.pid}/io").read_text().split()[1])
+
     def memory(self, key: str) -> float:
         """Resident memory in MiB: `VmRSS` now, `VmHWM` at most."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -219,6 +223,68 @@ class FluentBit(Target):
 """
         )
         return [self.found(), "-c", str(config)], dict(os.environ)
+
+
+class TailingAgent(Agent):
+    """The same, with a file to tail."""
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"POLAR_AGENT_TAIL__0__PATH": str(self.directory / "tailed" / "*.log")}
+
+
+class TailingFluentBit(FluentBit):
+    """Fluent Bit with a file to tail: its place in it kept in a database, its chunks in files."""
+
+    sync = "full"
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        host, _, port = self.sink.url.removeprefix("http://").rpartition(":")
+        parsers = self.directory / "parsers.conf"
+        parsers.write_text("[PARSER]\n    name json\n    format json\n")
+        config = self.directory / "fluent-bit.conf"
+        config.write_text(
+            f"""\
+[SERVICE]
+    flush {self.flush or 1}
+    daemon off
+    log_level error
+    parsers_file {parsers}
+    storage.path {self.directory}/storage
+    storage.sync {self.sync}
+    storage.checksum {"on" if self.sync == "full" else "off"}
+    storage.max_chunks_up 128
+[INPUT]
+    name tail
+    path {self.directory}/tailed/*.log
+    read_from_head on
+    refresh_interval 1
+    parser json
+    db {self.directory}/offsets.db
+    buffer_chunk_size 1M
+    buffer_max_size 2M
+    storage.type filesystem
+[OUTPUT]
+    name http
+    match *
+    host {host}
+    port {port}
+    uri /v1/events/ingest
+    format json
+    json_date_key false
+    retry_limit no_limits
+"""
+        )
+        return [self.found(), "-c", str(config)], dict(os.environ)
+
+    def accepts(self) -> bool:
+        return self.process.poll() is None
+
+
+class TailingFluentBitUnsynced(TailingFluentBit):
+    """The same as it comes: nothing is synced, nor covered by checksums."""
+
+    name = "fluent-bit, no sync"
+    sync = "normal"
 
 
 class SyslogNg(Target):
