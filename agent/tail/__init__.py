@@ -2,10 +2,14 @@
 
 The way of a line, and the module that each step is in::
 
-    paths ──► file ──► taking ──► writer
-    glob      open_file           (one transaction: the lines, the refused ones as
-    watch     identity             dead letters, and the checkpoint)
-              recognition
+    paths ──► arrivals ──► reading ──► writer
+    glob      recognition  block       (one transaction: the lines, the refused ones
+    watch     identity     taking       as dead letters, and the checkpoint)
+                              │
+                           endings
+
+`shelf` holds these together, `tail` is the thread and decides when; `files` are those that are
+there, `marks` how far each is read.
 
 What must always hold:
 

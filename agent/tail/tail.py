@@ -18,7 +18,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from agent.logs import get
-from agent.tail.shelf import Shelf, Turn
+from agent.tail.shelf import Shelf
+from agent.tail.turn import Turn
 from agent.tail.watch import Watch
 
 if TYPE_CHECKING:
@@ -224,15 +225,15 @@ class Tail:
         for event in events:
             if event.renamed:
                 self._dirty = True
-            keys = self._shelf.at(f"{event.directory}/{event.name}")
-            for key in keys or self._shelf.away():
+            keys = self._shelf.files.at(f"{event.directory}/{event.name}")
+            for key in keys or self._shelf.files.away():
                 self._ready[key] = None
 
     def _look_at_all(self) -> None:
         """Look at every file, and for others."""
         self._dirty = True
         self._next_scan = 0.0
-        for key in self._shelf.files:
+        for key in self._shelf.files.by_key:
             self._ready[key] = None
 
     def _poll_directories(self, now: float) -> None:
@@ -266,8 +267,8 @@ class Tail:
             for directory, state in self._directories.items()
             if directory not in self._watched
         )
-        self._shelf.set_watched(self._watched)
-        self._quiet = deque(self._shelf.files)
+        self._shelf.files.set_watched(self._watched)
+        self._quiet = deque(self._shelf.files.by_key)
         took = self._clock.monotonic() - now
         self._next_scan = now + max(_SCAN_PAUSE, took * _SCAN_SHARE)
         self._scan_anyhow = now + max(_SCAN_ANYHOW, took * _SCAN_SHARE)
@@ -276,12 +277,12 @@ class Tail:
         """Look at files that nobody watches: often at those that changed lately, at others now and then."""
         if now >= self._next_hot:
             self._next_hot = now + _HOT_SECONDS
-            for key in self._shelf.hot(now - _HOT_FOR):
+            for key in self._shelf.files.hot(now - _HOT_FOR):
                 self._ready[key] = None
         if now >= self._next_tick:
             self._next_tick = now + _TICK
-            seconds = _WATCHED_ROUND if self._watched and not self._shelf.polled else _POLLED_ROUND
-            self._ready.update(dict.fromkeys(self._shelf.uncrowded()))
+            seconds = _WATCHED_ROUND if self._watched and not self._shelf.files.polled else _POLLED_ROUND
+            self._ready.update(dict.fromkeys(self._shelf.reading.uncrowded()))
             for _ in range(-(-len(self._quiet) * int(_TICK) // int(seconds))):
                 self._ready[self._quiet[0]] = None
                 self._quiet.rotate(-1)
@@ -299,9 +300,9 @@ class Tail:
             turn_of = self._ready or self._backlog
             key = next(iter(turn_of))
             del turn_of[key]
-            before = self._shelf.taken
+            before = self._shelf.reading.taken
             turn = self._shelf.turn(key)
-            self._read += self._shelf.taken - before
+            self._read += self._shelf.reading.taken - before
             if turn is Turn.MORE:
                 self._ready[key] = None
             elif turn is Turn.MUCH_MORE:
@@ -329,7 +330,7 @@ class Tail:
             # Somebody writes little and often: a moment later there will be more.
             self._clock.wait(self._stopped, _GATHER)
         due = [self._next_tick, self._scan_anyhow]
-        if self._shelf.hot(now - _HOT_FOR):
+        if self._shelf.files.hot(now - _HOT_FOR):
             due.append(self._next_hot)
         if any(directory not in self._watched for directory in self._directories):
             due.append(self._next_poll)

@@ -1,0 +1,162 @@
+"""Takes what comes next in a file, and hands it to the writer together with the checkpoint behind it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.errors import reason_of
+from agent.logs import get
+from agent.tail.block import Block, Kind, advance, beginning, next_block
+from agent.tail.marks import nothing
+from agent.tail.tailed import Key, Tailed, shown
+from agent.tail.taking import Place, Taken, Taking
+from agent.writer import Append
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent.clock import Clock
+    from agent.event import Checker
+    from agent.tail import Table
+    from agent.tail.files import Files
+    from agent.tail.marks import Marks
+    from agent.writer import Writer
+
+_CROWDED = "there is no room for more dead letters: refused lines wait in their files"
+_CROWDED_HINT = "see `agent dead list`; then retry, or export and purge, or raise max_dead_letters"
+
+
+class Reading:
+    """See the module; most arguments are those of `agent.tail.tail.Tail`.
+
+    Args:
+        read_bytes: so much is read at once.
+
+    Attributes:
+        taken: bytes read since the start.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        checker: Checker,
+        files: Files,
+        marks: Marks,
+        *,
+        writer: Writer,
+        clock: Clock,
+        server_now: Callable[[], float],
+        read_bytes: int,
+        room_for_letters: Callable[[], int],
+    ) -> None:
+        self._takings = [Taking(checker, table) for table in tables]
+        self._files = files
+        self._marks = marks
+        self._writer = writer
+        self._clock = clock
+        self._server_now = server_now
+        self._max_line_bytes = checker.max_line_bytes
+        self._read_bytes = read_bytes
+        self._room_for_letters = room_for_letters
+        self._letters_handed = 0  # to the writer
+        self._letters_written = 0  # by it
+        self._crowded: dict[Key, str] = {}  # files whose next line would be one dead letter too many
+        self._log = get("tail")
+        self.taken = 0
+
+    def next(self, tailed: Tailed, *, final: bool = False) -> Block | None:
+        """Return the next block of a file; None when it cannot be read."""
+        at, file = tailed.at, tailed.file
+        assert at is not None  # noqa: S101 - it is known
+        assert file is not None  # noqa: S101 - it is open
+        try:
+            data = file.read(at.offset - at.tail_bytes, at.tail_bytes + self._read_bytes)
+        except OSError as error:
+            self._files.trouble(tailed, reason_of(error))
+            return None
+        self._files.over(tailed)
+        return next_block(at, data, self._max_line_bytes, final=final)
+
+    def take(self, tailed: Tailed, block: Block) -> bool:
+        """Hand a block to the writer, with the checkpoint behind it; False when there is no room for it."""
+        at, file = tailed.at, tailed.file
+        assert at is not None  # noqa: S101 - as above
+        assert file is not None  # noqa: S101 - as above
+        taking = self._takings[tailed.table]
+        place = Place(at.id, at.path, at.offset, at.line)
+        wall = self._clock.wall()
+        skipping = False
+        if block.kind is Kind.LINES:
+            lines = block.data if block.data.endswith(b"\n") else block.data + b"\n"
+            taken = taking.take(place, lines, now=self._server_now(), wall=wall)
+        else:
+            taken = Taken(lines=int(block.ended))
+            skipping = not block.ended
+            if block.kind is Kind.TOO_LONG:
+                taken.letters = [taking.too_long(place, block.data, wall=wall)]
+        room = self._letters_room() if taken.letters else 0
+        if len(taken.letters) > room:
+            # The file keeps the line that would be one too many, and what is behind it.
+            self._crowd(tailed)
+            fitting = (taken.letters[room].offset or 0) - at.offset
+            if fitting <= 0:
+                return False
+            block = beginning(block, file.read(at.offset - at.tail_bytes, at.tail_bytes), fitting)
+            taken = taking.take(place, block.data, now=self._server_now(), wall=wall)
+        after = advance(at, block, lambda length: file.read(0, length), lines=taken.lines)
+        after = msgspec.structs.replace(
+            after,
+            skipping=skipping,
+            refused=at.refused + len(taken.letters),
+            last_line_at=wall if taken.events else at.last_line_at,
+        )
+        if taken.letters and not at.refused:
+            self._log.warning("lines of a file are refused: see `agent dead list`", path=at.path)
+        self.taken += len(block.data)
+        self._marks.put(tailed, after)
+        letters = len(taken.letters)
+        self._letters_handed += letters
+        self._writer.append(
+            Append(
+                taken.groups,
+                taken.held,
+                0,
+                0,
+                partial(self._wrote_letters, letters) if letters else nothing,
+                patient=True,
+                source="tail",
+                letters=taken.letters,
+                checkpoint=after,
+            )
+        )
+        return True
+
+    def uncrowded(self) -> list[Key]:
+        """Return the files that waited for room for their dead letters, once there is some."""
+        if not self._crowded or not self._letters_room():
+            return []
+        keys, self._crowded = list(self._crowded), {}
+        self._log.info("there is room for dead letters again: files are read on")
+        return keys
+
+    def _crowd(self, tailed: Tailed) -> None:
+        """Note that a file waits for room for its dead letters."""
+        if not self._crowded:
+            self._log.error(_CROWDED, path=shown(tailed.path), hint=_CROWDED_HINT)
+        self._crowded[tailed.key] = shown(tailed.path)
+
+    def _letters_room(self) -> int:
+        """Return how many more dead letters may be made."""
+        return max(0, self._room_for_letters() - (self._letters_handed - self._letters_written))
+
+    def _wrote_letters(self, count: int, durable: bool) -> None:
+        """Note that dead letters are in the books; in the writer's thread."""
+        del durable
+        self._letters_written += count
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return the paths of files that wait, and why; from any thread."""
+        return [(path, f"{_CROWDED}; {_CROWDED_HINT}") for path in dict(self._crowded).values()]
