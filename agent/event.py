@@ -26,12 +26,8 @@ from agent.stamp import Stamper, cut, groups, write_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent.reservation import Reservation
-    from agent.seen import Seen
+    from agent.seen import Memory
     from agent.stamp import Cut
-
-    Memory = Seen | Reservation
-    """Knows what came lately."""
 
     Ids = Callable[[int, int], Sequence[bytes]]
     """Gives the ids for lines that carry none, from one line to another; blank lines do not count."""
@@ -125,21 +121,29 @@ class Checker:
                 return Checked(stamped, [], _fates(segments, stamped))
         return self._sift(segments, now, seen)
 
-    def check_block(self, block: bytes, now: float, ids: Ids) -> Checked | None:
+    def check_block(self, block: bytes, now: float, ids: Ids, seen: Memory | None = None) -> Checked | None:
         """Check and stamp lines whose ids are given, if they are all fine and regular; else None.
 
-        Regular is a line that begins with its brace and has a newline alone behind the other.
+        Regular is a line that begins with one brace and ends with the other.
+
+        Args:
+            block: lines joined by newlines.
+            now: Unix time in seconds by the server's clock.
+            ids: of those that carry none.
+            seen: as for `check`.
         """
         if self.personal_token:
             return None
-        stamped = self._take(block[:-1], now, None, ids)
+        stamped = self._take(block, now, seen, ids)
         if stamped is None:
             return None
         return Checked(stamped, [], [Fate(sum(count for _, count in stamped))])
 
-    def check_lines(self, lines: Sequence[bytes], now: float, ids: Ids) -> Checked:
+    def check_lines(
+        self, lines: Sequence[bytes], now: float, ids: Ids, seen: Memory | None = None
+    ) -> Checked:
         """Check and stamp lines whose ids are given, none of them blank; each gets a fate of its own."""
-        return self._sift(lines, now, None, ids)
+        return self._sift(lines, now, seen, ids)
 
     def _take(
         self, data: bytes, now: float, seen: Memory | None, ids: Ids | None = None

@@ -3,7 +3,8 @@
 A source whose events are always kept enters them in `agent.seen` at once. A call over
 HTTP can still be turned away after its check: by the disk, or since one of its events is
 refused. Were its events entered by then, a repeat on another connection would be
-acknowledged with nothing behind it. So they are entered once they are durable.
+acknowledged with nothing behind it. So they are entered once they are durable; and those of a
+tailed file with refused lines once it is known that there is room for these.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from agent.seen import Seen, identity_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from agent.seen import Lasting
+
 
 class Reservation:
     """The events of one request, beside those that are remembered; asked like `Seen`.
@@ -24,7 +27,7 @@ class Reservation:
         seen: what came lately; only asked, until `keep`.
     """
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: Lasting) -> None:
         self._seen = seen
         self._own = Seen(sys.maxsize)
         self._entered: list[tuple[Sequence[str], bytes]] = []

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -68,6 +68,20 @@ class _Generation:
         self.places: dict[str, int] = {}
         self.blocks: list[bytes] = []
         self.size = 0
+
+
+class Memory(Protocol):
+    """What a check asks; see `Seen` for each."""
+
+    def enter(self, ids: Sequence[str], block: bytes) -> bool: ...  # noqa: D102
+    def first_repeat(self, ids: Iterable[str]) -> int: ...  # noqa: D102
+    def repeats(self, identity: str, line: bytes) -> bool | None: ...  # noqa: D102
+
+
+class Lasting(Memory, Protocol):
+    """One that can be asked without remembering."""
+
+    def ask(self, identity: str, line: bytes) -> bool | None: ...  # noqa: D102
 
 
 class Seen:

@@ -121,6 +121,7 @@ class Service:
             pipeline.writer,
             pipeline.queue,
             self._clock,
+            seen=pipeline.seen,
             server_now=pipeline.server_clock.now,
             queue_max_bytes=self._settings.queue_max_bytes,
             room_for_letters=lambda: pipeline.flusher.room_for_letters,

@@ -1,7 +1,7 @@
 """What comes next in a file, from its bytes alone. Pure.
 
-Bytes are read from a little before the checkpoint on. Those before it must be what they were when
-they were read; if not, the file was truncated, or somebody wrote over it.
+The bytes before the checkpoint must be what they were when they were read; if not, the file was
+truncated, or somebody wrote over it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import msgspec
 from agent.tail.identity import BOM, HEAD_BYTES, HEAD_LINES, TAIL_BYTES, head_lines, is_timed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agent.queue import Checkpoint
 
 _SLACK = len(BOM) + len(b"\r\n")
@@ -46,13 +44,15 @@ class Block:
 
     Attributes:
         kind: what it is.
-        data: its bytes; those of a last line that has no newline and will get none do not end with one.
+        data: its bytes; of lines, without the last one's newline.
+        size: how many bytes it takes in the file.
         last: the bytes before the place behind it, as many as a checkpoint wants to know.
         ended: the line that is passed over ends here.
     """
 
     kind: Kind
     data: bytes = b""
+    size: int = 0
     last: bytes = b""
     ended: bool = False
 
@@ -62,32 +62,38 @@ def read_bytes(max_line_bytes: int, preferred: int) -> int:
     return max(preferred, max_line_bytes + _SLACK + 1)
 
 
-def next_block(at: Checkpoint, data: bytes, max_line_bytes: int, *, final: bool = False) -> Block:
+def next_block(
+    at: Checkpoint, before: bytes, rest: bytes, max_line_bytes: int, *, final: bool = False
+) -> Block:
     """Tell what comes next.
 
     Args:
         at: how far the file is read.
-        data: its bytes from `at.tail_bytes` before that on, as many as `read_bytes` says.
+        before: the `at.tail_bytes` bytes before that, as they are now.
+        rest: the bytes from there on, as many as `read_bytes` says.
         max_line_bytes: the longest line.
         final: nothing will be added to the file: its last line needs no newline.
     """
-    before = data[: at.tail_bytes]
-    if len(before) < at.tail_bytes or crc32(before) != at.tail_crc:
+    if is_changed(at, before):
         return Block(Kind.CHANGED)
-    rest = data[at.tail_bytes :]
     if not rest:
         return Block(Kind.NOTHING)
     if at.skipping:
         end = rest.find(b"\n") + 1
         part = rest[:end] if end else rest
-        return Block(Kind.SKIPPED, part, _last(before, part), ended=bool(end))
+        return Block(Kind.SKIPPED, part, len(part), _last(before, part, len(part)), ended=bool(end))
     end = rest.rfind(b"\n") + 1
-    if end:
-        part = rest[:end] if end < len(rest) else rest
-        return Block(Kind.LINES, part, _last(before, part))
-    if len(rest) > max_line_bytes + _SLACK:
-        return Block(Kind.TOO_LONG, rest, _last(before, rest))
-    return Block(Kind.LINES, rest, _last(before, rest)) if final else Block(Kind.PARTIAL, rest)
+    if not end and len(rest) > max_line_bytes + _SLACK:
+        return Block(Kind.TOO_LONG, rest, len(rest), _last(before, rest, len(rest)))
+    if not end and not final:
+        return Block(Kind.PARTIAL)
+    size = end or len(rest)
+    return Block(Kind.LINES, rest[: end - 1] if end else rest, size, _last(before, rest, size))
+
+
+def is_changed(at: Checkpoint, before: bytes) -> bool:
+    """Tell whether a file is not what it was, by the `at.tail_bytes` bytes before its checkpoint."""
+    return len(before) < at.tail_bytes or crc32(before) != at.tail_crc
 
 
 def beginning(block: Block, before: bytes, length: int) -> Block:
@@ -98,24 +104,28 @@ def beginning(block: Block, before: bytes, length: int) -> Block:
         before: the bytes before it that its checkpoint knows.
         length: of the lines, bytes.
     """
-    part = block.data[:length]
-    return Block(Kind.LINES, part, _last(before, part))
+    return Block(Kind.LINES, block.data[: length - 1], length, _last(before, block.data, length))
 
 
-def advance(at: Checkpoint, block: Block, head: Callable[[int], bytes], *, lines: int) -> Checkpoint:
+def wants_head(at: Checkpoint) -> bool:
+    """Tell whether the checkpoint behind the next block has to know more of the file's first lines."""
+    return len(at.head) < HEAD_LINES and at.offset < HEAD_BYTES
+
+
+def advance(at: Checkpoint, block: Block, head: bytes, *, lines: int) -> Checkpoint:
     """Return the checkpoint behind a block.
 
     Args:
         at: the one before it.
         block: what was taken.
-        head: returns so many bytes of the beginning of the file.
+        head: the first `HEAD_BYTES` of the file, where `wants_head` says so.
         lines: how many lines ended in it.
     """
-    offset = at.offset + len(block.data)
+    offset = at.offset + block.size
     first, timed = at.head, at.timed
-    if len(first) < HEAD_LINES and at.offset < HEAD_BYTES:
-        bytes_of_head = head(min(HEAD_BYTES, offset))
-        first, timed = head_lines(bytes_of_head), is_timed(bytes_of_head)
+    if wants_head(at):
+        read = head[: min(HEAD_BYTES, offset)]
+        first, timed = head_lines(read), is_timed(read)
     return msgspec.structs.replace(
         at,
         offset=offset,
@@ -144,6 +154,6 @@ def rewound(at: Checkpoint) -> Checkpoint:
     )
 
 
-def _last(before: bytes, part: bytes) -> bytes:
-    """Return the last bytes of what is read."""
-    return part[-TAIL_BYTES:] if len(part) >= TAIL_BYTES else (before + part)[-TAIL_BYTES:]
+def _last(before: bytes, part: bytes, end: int) -> bytes:
+    """Return the last bytes of what is read, up to so many of a part."""
+    return part[end - TAIL_BYTES : end] if end >= TAIL_BYTES else (before + part[:end])[-TAIL_BYTES:]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.logs import get
-from agent.tail.block import Kind, next_block
+from agent.tail.block import Kind, is_changed
 from agent.tail.identity import is_rotated, same_family
 from agent.tail.recognition import State
 from agent.tail.tailed import Key, Tailed, shown
@@ -126,7 +126,7 @@ class Endings:
                 data = tailed.file.read(at.offset - at.tail_bytes, at.tail_bytes)
             except OSError:
                 continue
-            if next_block(at, data, self._max_line_bytes).kind is Kind.CHANGED:
+            if is_changed(at, data):
                 self._marks.cut_off(at)
                 cut.append(at)
         return cut

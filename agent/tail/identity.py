@@ -18,9 +18,11 @@ or carried to another machine has the same lines.
 from __future__ import annotations
 
 import re
+import struct
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, repeat
+from operator import add
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -86,9 +88,11 @@ def line_ids(of_identity: str, offset: int, lines: Sequence[bytes]) -> list[byte
         offset: of the first one.
         lines: without their newlines, and without blanks at their ends.
     """
-    form = b"%b-%b-%%d-%%08x" % (_VERSION, of_identity.encode())
-    offsets = accumulate(map(len, lines), lambda place, size: place + size + 1, initial=offset)
-    return [form % pair for pair in zip(offsets, map(crc32, lines), strict=False)]
+    form = b"%b-%b-%%d-%%b" % (_VERSION, of_identity.encode())
+    offsets = accumulate(map(add, map(len, lines), repeat(1)), initial=offset)
+    # Hexadecimal digits of all at once: formatting each takes as long as the rest of it.
+    contents = struct.pack(f">{len(lines)}I", *map(crc32, lines)).hex(",", 4).encode().split(b",")
+    return [form % pair for pair in zip(offsets, contents, strict=False)]
 
 
 def head_lines(head: bytes) -> tuple[int, ...]:

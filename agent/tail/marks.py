@@ -9,7 +9,7 @@ from zlib import crc32
 import msgspec
 
 from agent.queue import Checkpoint
-from agent.tail.block import Kind, next_block
+from agent.tail.block import is_changed
 from agent.tail.identity import HEAD_BYTES, TAIL_BYTES, head_lines, is_timed
 from agent.tail.known import KnownFiles, Standing
 from agent.tail.recognition import State
@@ -171,7 +171,7 @@ class Marks:
             data = tailed.file.read(at.offset - at.tail_bytes, at.tail_bytes)
         except OSError:
             return Standing(tailed.state, tailed.size)
-        cut = next_block(at, data, self._max_line_bytes).kind is Kind.CHANGED
+        cut = is_changed(at, data)
         return Standing(State.CUT if cut else tailed.state, size)
 
     def give_up_copies(self, before: float) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from agent.queue import Checkpoint
-from agent.tail.block import Block, Kind, advance, next_block, read_bytes
-from agent.tail.identity import BOM, line_id
+from agent.tail.block import Block, Kind, advance, next_block, read_bytes, wants_head
+from agent.tail.identity import BOM, HEAD_BYTES, line_id
 from agent.tail.known import KnownFiles
 from agent.tail.open_file import OpenFile, open_file
 from agent.tail.tailed import key_of, shown
@@ -83,8 +83,9 @@ class Once:
 
     def _next(self, file: OpenFile, at: Checkpoint) -> Block:
         """Return what comes next."""
-        size = at.tail_bytes + read_bytes(self._max_line_bytes, _PIECE_BYTES)
-        block = next_block(at, file.read(at.offset - at.tail_bytes, size), self._max_line_bytes, final=True)
+        size = read_bytes(self._max_line_bytes, _PIECE_BYTES)
+        before, rest = file.read_behind(at.offset, at.tail_bytes, size)
+        block = next_block(at, before, rest, self._max_line_bytes, final=True)
         if block.kind is Kind.CHANGED:
             raise OSError(errno.EIO, "it was truncated or written anew while it was read")
         return block
@@ -92,15 +93,16 @@ class Once:
     @staticmethod
     def _advance(file: OpenFile, at: Checkpoint, block: Block) -> Checkpoint:
         """Return the checkpoint behind a block."""
-        lines = block.data.count(b"\n") if block.kind is Kind.LINES else int(block.ended)
-        after = advance(at, block, lambda length: file.read(0, length), lines=lines)
+        lines = block.data.count(b"\n") + 1 if block.kind is Kind.LINES else int(block.ended)
+        head = file.read(0, HEAD_BYTES) if wants_head(at) else b""
+        after = advance(at, block, head, lines=lines)
         skipping = block.kind is not Kind.LINES and not block.ended
         return msgspec.structs.replace(after, skipping=skipping)
 
 
 def _pieces(at: Checkpoint, data: bytes, read: int) -> Iterator[Piece]:
     """Cut a block of lines into pieces of a size that is quickly written."""
-    data = data if data.endswith(b"\n") else data + b"\n"
+    data += b"\n"
     start, line = 0, (at.line or 0) + 1
     while start < len(data):
         end = data.rfind(b"\n", start, start + _PIECE_BYTES) + 1 or data.index(b"\n", start) + 1

@@ -41,6 +41,16 @@ class OpenFile(Protocol):
         """
         ...
 
+    def read_behind(self, offset: int, before: int, length: int) -> tuple[bytes, bytes]:
+        """Return so many bytes before a place, and those from there on.
+
+        If the former are what they were, the latter follow them: the file was not cut in between.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
     def is_written(self) -> bool | None:
         """Tell whether a process has it open for writing; None when that cannot be told."""
         ...
@@ -91,6 +101,10 @@ class _Plain:
         data = os.pread(self._descriptor, length, offset)
         self.place = offset + len(data)
         return data
+
+    def read_behind(self, offset: int, before: int, length: int) -> tuple[bytes, bytes]:
+        data = self.read(offset, length)
+        return (os.pread(self._descriptor, before, offset - before) if before else b""), data
 
     def is_written(self) -> bool | None:
         """Ask for a lease for reading: Linux grants it only while nobody has the file open for writing.
@@ -150,6 +164,10 @@ class _Gzipped:
             self._start += keep
         begin = offset - self._start
         return self._ready[begin : begin + length] if begin >= 0 else b""
+
+    def read_behind(self, offset: int, before: int, length: int) -> tuple[bytes, bytes]:
+        data = self.read(offset - before, before + length)
+        return data[:before], data[before:]
 
     def _more(self) -> bytes:
         """Decompress some more; nothing at the end of what is there."""

@@ -9,8 +9,10 @@ import msgspec
 
 from agent.errors import reason_of
 from agent.logs import get
-from agent.tail.block import Block, Kind, advance, beginning, next_block
+from agent.tail.block import Block, Kind, advance, beginning, next_block, wants_head
+from agent.tail.identity import HEAD_BYTES
 from agent.tail.marks import nothing
+from agent.tail.order import InOrder
 from agent.tail.tailed import Key, Tailed, shown
 from agent.tail.taking import Place, Taken, Taking
 from agent.writer import Append
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from agent.clock import Clock
     from agent.event import Checker
+    from agent.queue import Checkpoint
+    from agent.seen import Lasting
     from agent.tail import Table
     from agent.tail.files import Files
     from agent.tail.marks import Marks
@@ -47,6 +51,7 @@ class Reading:
         marks: Marks,
         *,
         writer: Writer,
+        seen: Lasting,
         clock: Clock,
         server_now: Callable[[], float],
         read_bytes: int,
@@ -56,6 +61,7 @@ class Reading:
         self._files = files
         self._marks = marks
         self._writer = writer
+        self._seen = seen
         self._clock = clock
         self._server_now = server_now
         self._max_line_bytes = checker.max_line_bytes
@@ -73,25 +79,35 @@ class Reading:
         assert at is not None  # noqa: S101 - it is known
         assert file is not None  # noqa: S101 - it is open
         try:
-            data = file.read(at.offset - at.tail_bytes, at.tail_bytes + self._read_bytes)
+            before, rest = file.read_behind(at.offset, at.tail_bytes, self._read_bytes)
         except OSError as error:
             self._files.trouble(tailed, reason_of(error))
             return None
         self._files.over(tailed)
-        return next_block(at, data, self._max_line_bytes, final=final)
+        return next_block(at, before, rest, self._max_line_bytes, final=final)
 
     def take(self, tailed: Tailed, block: Block) -> bool:
         """Hand a block to the writer, with the checkpoint behind it; False when there is no room for it."""
+        try:
+            with InOrder(self._seen, self._writer.order) as seen:
+                return self._take_in_order(tailed, block, seen)
+        except OSError as error:
+            self._files.trouble(tailed, reason_of(error))
+            return False
+
+    def _take_in_order(self, tailed: Tailed, block: Block, seen: InOrder) -> bool:
+        """Do what `take` says."""
         at, file = tailed.at, tailed.file
         assert at is not None  # noqa: S101 - as above
         assert file is not None  # noqa: S101 - as above
+        # Nothing may fail once events are remembered: lines that are read again would repeat them.
+        head = file.read(0, HEAD_BYTES) if wants_head(at) else b""
         taking = self._takings[tailed.table]
         place = Place(at.id, at.path, at.offset, at.line)
         wall = self._clock.wall()
         skipping = False
         if block.kind is Kind.LINES:
-            lines = block.data if block.data.endswith(b"\n") else block.data + b"\n"
-            taken = taking.take(place, lines, now=self._server_now(), wall=wall)
+            taken = taking.take(place, block.data, seen, now=self._server_now(), wall=wall)
         else:
             taken = Taken(lines=int(block.ended))
             skipping = not block.ended
@@ -105,8 +121,8 @@ class Reading:
             if fitting <= 0:
                 return False
             block = beginning(block, file.read(at.offset - at.tail_bytes, at.tail_bytes), fitting)
-            taken = taking.take(place, block.data, now=self._server_now(), wall=wall)
-        after = advance(at, block, lambda length: file.read(0, length), lines=taken.lines)
+            taken = taking.take(place, block.data, seen, now=self._server_now(), wall=wall)
+        after = advance(at, block, head, lines=taken.lines)
         after = msgspec.structs.replace(
             after,
             skipping=skipping,
@@ -115,10 +131,17 @@ class Reading:
         )
         if taken.letters and not at.refused:
             self._log.warning("lines of a file are refused: see `agent dead list`", path=at.path)
-        self.taken += len(block.data)
+        self.taken += block.size
         self._marks.put(tailed, after)
+        self._hand_over(taken, after)
+        return True
+
+    def _hand_over(self, taken: Taken, after: Checkpoint) -> None:
+        """Give the writer what became of a block, and the checkpoint behind it."""
         letters = len(taken.letters)
         self._letters_handed += letters
+        if taken.reserved is not None:
+            taken.reserved.keep()
         self._writer.append(
             Append(
                 taken.groups,
@@ -130,9 +153,9 @@ class Reading:
                 source="tail",
                 letters=taken.letters,
                 checkpoint=after,
+                repeated=taken.repeated,
             )
         )
-        return True
 
     def uncrowded(self) -> list[Key]:
         """Return the files that waited for room for their dead letters, once there is some."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.event import Checker
     from agent.queue import Checkpoint, Queue
+    from agent.seen import Lasting
     from agent.tail import Table
     from agent.writer import Writer
 
@@ -60,6 +61,7 @@ class Shelf:
         queue: Queue,
         clock: Clock,
         *,
+        seen: Lasting,
         server_now: Callable[[], float],
         block_bytes: int,
         room_for_letters: Callable[[], int],
@@ -87,6 +89,7 @@ class Shelf:
             self.files,
             self._marks,
             writer=writer,
+            seen=seen,
             clock=clock,
             server_now=server_now,
             read_bytes=size,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agent.clock import Clock
     from agent.event import Checker
     from agent.queue import Queue
+    from agent.seen import Lasting
     from agent.tail import Table
     from agent.tail.tailed import Key
     from agent.writer import Writer
@@ -58,6 +59,7 @@ class Tail:
         writer: where lines and checkpoints go.
         queue: for the checkpoints at the start, and for its size.
         clock: for time and waiting.
+        seen: what came lately, from whatever source.
         server_now: Unix time in seconds by the server's clock.
         queue_max_bytes: half of it is left to others: what is in files is safe there.
         room_for_letters: tells how many more dead letters may be kept; lines that are more wait.
@@ -73,11 +75,12 @@ class Tail:
         queue: Queue,
         clock: Clock,
         *,
+        seen: Lasting,
         server_now: Callable[[], float],
         queue_max_bytes: int,
         room_for_letters: Callable[[], int] = lambda: sys.maxsize,
         watch: Watch | None = None,
-        block_bytes: int = 512 * 1024,
+        block_bytes: int = 256 * 1024,
     ) -> None:
         self._writer = writer
         self._queue = queue
@@ -91,6 +94,7 @@ class Tail:
             writer,
             queue,
             clock,
+            seen=seen,
             server_now=server_now,
             room_for_letters=room_for_letters,
             block_bytes=block_bytes,

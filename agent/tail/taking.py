@@ -13,11 +13,13 @@ import msgspec
 
 from agent.queue import DeadLetter
 from agent.refusal import Refusal, too_long
+from agent.reservation import Reservation
 from agent.shape import Shapes
 from agent.tail.identity import BOM, line_id, line_ids
 
 if TYPE_CHECKING:
     from agent.event import Checker
+    from agent.seen import Lasting
     from agent.tail import Table
 
 _BLANK = b" \t\r\n"
@@ -50,17 +52,22 @@ class Taken:
         held: accepted lines that are not due yet, with their moments in Unix milliseconds.
         letters: the refused lines.
         lines: how many lines the block has, blank ones included.
+        repeated: how many of them repeat an event that came lately.
+        reserved: events to be remembered once it is sure that the block is taken; None when they are.
     """
 
     groups: list[tuple[bytes, int]] = field(default_factory=list)
     held: list[tuple[int, bytes]] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     lines: int = 0
+    repeated: int = 0
+    reserved: Reservation | None = None
 
     @property
     def events(self) -> int:
         """How many lines were not blank."""
-        return sum(count for _, count in self.groups) + len(self.held) + len(self.letters)
+        taken = sum(count for _, count in self.groups) + len(self.held)
+        return taken + len(self.letters) + self.repeated
 
 
 class _Ids:
@@ -74,7 +81,7 @@ class _Ids:
     def __call__(self, start: int, stop: int) -> list[bytes]:
         """Return those from one line to another."""
         if not self._all:
-            lines = self._block.split(b"\n")[:-1]
+            lines = self._block.split(b"\n")
             self._all = line_ids(self._place.identity, self._place.offset, lines)
         return self._all if (start, stop) == (0, len(self._all)) else self._all[start:stop]
 
@@ -107,33 +114,36 @@ class Taking:
         }
         self._metadata = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in metadata.items()}
 
-    def take(self, place: Place, block: bytes, *, now: float, wall: float) -> Taken:
+    def take(self, place: Place, block: bytes, seen: Lasting, *, now: float, wall: float) -> Taken:
         """Check and stamp whole lines.
 
         Args:
             place: where they stand.
-            block: the lines, each with its newline.
+            block: the lines, joined by newlines.
+            seen: what came lately; what is taken is entered there, or reserved.
             now: Unix time in seconds by the server's clock.
             wall: the same by ours.
         """
         if not (self._defaults or self._metadata) and _all_short(block, self._max_line_bytes):
             ids = _Ids(place, block)
-            checked = self._checker.check_block(block, now, ids)
+            checked = self._checker.check_block(block, now, ids, seen)
             if checked is not None:
-                return Taken(checked.groups, checked.held, [], block.count(b"\n"))
-        return self._line_by_line(place, block, now, wall)
+                return Taken(checked.groups, checked.held, [], checked.count)
+        return self._line_by_line(place, block, Reservation(seen), now=now, wall=wall)
 
     def too_long(self, place: Place, beginning: bytes, *, wall: float) -> DeadLetter:
         """Return the dead letter of a line of which only the beginning was read."""
         return _letter(place, _Line(1, place.offset, beginning), too_long(self._max_line_bytes), wall)
 
-    def _line_by_line(self, place: Place, block: bytes, now: float, wall: float) -> Taken:
+    def _line_by_line(
+        self, place: Place, block: bytes, reserved: Reservation, *, now: float, wall: float
+    ) -> Taken:
         """Look at each line on its own."""
-        taken = Taken()
+        taken = Taken(reserved=reserved)
         lines: list[_Line] = []
         refused: list[tuple[_Line, Refusal]] = []
         offset = place.offset
-        for number, raw in enumerate(block.split(b"\n")[:-1], 1):
+        for number, raw in enumerate(block.split(b"\n"), 1):
             text = (raw.removeprefix(BOM) if offset == 0 else raw).strip(_BLANK)
             if len(text) > self._max_line_bytes:
                 refused.append((_Line(number, offset, text), too_long(self._max_line_bytes)))
@@ -143,8 +153,8 @@ class Taking:
             taken.lines = number
         ids = [line_id(place.identity, line.offset, line.text) for line in lines]
         filled = [self._filled(line.text) for line in lines]
-        checked = self._checker.check_lines(filled, now, lambda start, stop: ids[start:stop])
-        taken.groups, taken.held = checked.groups, checked.held
+        checked = self._checker.check_lines(filled, now, lambda start, stop: ids[start:stop], reserved)
+        taken.groups, taken.held, taken.repeated = checked.groups, checked.held, checked.repeated
         for line, fate in zip(lines, checked.fates, strict=True):
             refused.extend((line, why) for _, why in fate.refused)
         refused.sort(key=lambda item: item[0].offset)
@@ -180,7 +190,7 @@ class Taking:
 def _all_short(block: bytes, most: int) -> bool:
     """Tell, without looking at each line, that none is longer than that."""
     start = 0
-    while start < len(block):
+    while len(block) - start > most:
         end = block.rfind(b"\n", start, start + most + 1)
         if end < 0:
             return False

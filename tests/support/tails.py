@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agent.capacity import Limits
 from agent.event import Checker
 from agent.queue.memory import MemoryQueue
+from agent.seen import Seen
 from agent.tail import Table
 from agent.tail.tail import Tail
 from agent.writer import Writer
@@ -71,13 +72,14 @@ class Desk:
         self.queue = queue or MemoryQueue()
         self.max_line_bytes = limits.get("max_line_bytes", 256 * 1024)
         self.max_bytes = limits.get("max_bytes", 1 << 40)
-        self.block_bytes = limits.get("block_bytes", 512 * 1024)
+        self.block_bytes = limits.get("block_bytes", 256 * 1024)
         self.max_dead_letters = limits.get("max_dead_letters", 1 << 40)
         self.clock = Moments()
         self.start()
 
     def start(self) -> None:
         """Start, as a process does."""
+        self.seen = Seen()
         limits = Limits(self.max_bytes, 0, self.directory)
         self.writer = Writer(self.queue, limits, self.clock, on_commit=lambda _: None, on_room=lambda: None)
         self.tail = Tail(
@@ -86,6 +88,7 @@ class Desk:
             self.writer,
             self.queue,
             self.clock,
+            seen=self.seen,
             server_now=self.clock.wall,
             queue_max_bytes=self.max_bytes,
             room_for_letters=lambda: self.max_dead_letters - self.queue.books().dead,

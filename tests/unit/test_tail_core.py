@@ -13,6 +13,7 @@ from support.queues import checkpoint_of
 from support.tails import line
 
 from agent.event import Checker
+from agent.seen import Seen
 from agent.tail import Table, identity
 from agent.tail.block import Kind, advance, next_block
 from agent.tail.glob import excluder, find
@@ -25,7 +26,7 @@ PLACE = Place("00112233445566aa-0", "/var/log/app.log", 0, 0)
 
 def take(block: bytes, *, defaults: dict | None = None, most: int = 1000, place: Place = PLACE):
     taking = Taking(Checker(max_line_bytes=most), Table("/x", defaults=defaults or {}))
-    return taking.take(place, block, now=1.8e9, wall=1.8e9)
+    return taking.take(place, block.removesuffix(b"\n"), Seen(), now=1.8e9, wall=1.8e9)
 
 
 def events(taken) -> list[dict]:
@@ -123,17 +124,17 @@ def test_defaults_fill_in_what_a_line_lacks_and_nothing_else() -> None:
 def test_a_line_without_its_newline_is_held_and_taken_when_nothing_will_follow() -> None:
     at = checkpoint_of("f-0")
 
-    assert next_block(at, b'{"a', 100).kind is Kind.PARTIAL
-    assert next_block(at, b'{"a', 100, final=True).kind is Kind.LINES
+    assert next_block(at, b"", b'{"a', 100).kind is Kind.PARTIAL
+    assert next_block(at, b"", b'{"a', 100, final=True).kind is Kind.LINES
 
 
 def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
     at = checkpoint_of("f-0")
-    block = next_block(at, b"x" * 200, 100)
+    block = next_block(at, b"", b"x" * 200, 100)
     assert block.kind is Kind.TOO_LONG
-    after = msgspec.structs.replace(advance(at, block, lambda size: b"x" * size, lines=0), skipping=True)
+    after = msgspec.structs.replace(advance(at, block, b"x" * 200, lines=0), skipping=True)
 
-    block = next_block(after, b"x" * after.tail_bytes + b"xx\nnext\n", 100)
+    block = next_block(after, b"x" * after.tail_bytes, b"xx\nnext\n", 100)
 
     assert (block.kind, block.data, block.ended) == (Kind.SKIPPED, b"xx\n", True)
 
@@ -142,11 +143,15 @@ def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
 def test_a_file_that_is_shorter_or_other_than_it_was_has_changed(data: bytes) -> None:
     text = b"one\ntwo\n"
     at = advance(
-        checkpoint_of("f-0"), next_block(checkpoint_of("f-0"), text, 100), lambda size: text[:size], lines=2
+        checkpoint_of("f-0"),
+        next_block(checkpoint_of("f-0"), b"", text, 100),
+        text,
+        lines=2,
     )
 
-    assert next_block(at, text + b"three\n", 100).data == b"three\n"
-    assert next_block(at, data, 100).kind is Kind.CHANGED
+    block = next_block(at, text, b"three\nfo", 100)
+    assert (block.data, block.size) == (b"three", len(b"three\n"))
+    assert next_block(at, data[: len(text)], data[len(text) :], 100).kind is Kind.CHANGED
 
 
 # -- recognition: the table, row by row -----------------------------------------------------
