@@ -61,6 +61,11 @@ class Backfill:
         """Note that something failed: all of the log has to be moved before the next commit."""
         self._distrusted = True
 
+    @property
+    def connection(self) -> sqlite3.Connection | None:
+        """The connection to the database, while there is one; for who holds the writer's lock."""
+        return self._db
+
     def close(self) -> None:
         """Let go of the database."""
         if self._db is not None:

@@ -26,6 +26,7 @@ from agent.queue.ballast import Ballast
 from agent.queue.destination import refuse_other_server
 from agent.queue.directory import prepare_directory
 from agent.queue.fault import fault
+from agent.queue.hold import Hold, Names
 from agent.queue.losses import Losses
 from agent.queue.mend import finish
 from agent.queue.raw import sync_directory
@@ -88,6 +89,7 @@ class DiskQueue:
         self._meta = Meta()
         self._ballast = Ballast(directory)
         self._backfill = Backfill(directory / check.DATABASE)
+        self._names = Names(directory)
         prepare_directory(directory)
         look.refuse_newer(directory, look.format_of(directory))
         self._make_way()
@@ -143,6 +145,7 @@ class DiskQueue:
             QueueError: nothing of it was applied.
         """
         with self._write, self._damage_told("write"):
+            self._see_files()
             try:
                 return self._commit_or_mend(change)
             except QueueFullError:
@@ -158,6 +161,7 @@ class DiskQueue:
             QueueError: the disk refuses still.
         """
         with self._write, self._damage_told("write"):
+            self._see_files()
             try:
                 self._store()
                 self._backfill.prepare()
@@ -208,10 +212,12 @@ class DiskQueue:
                 raise
             # A COMMIT that failed is not rolled back by diskcache: start from a new connection.
             self._reopen()
+            self._names.forget_log()
             self._backfill.distrust()
             if check.is_damage(error):
                 raise DamageError(reason(error)) from error
             raise fault("write", self._directory, error) from error
+        self._names.note()
         self._books, self._losses.astray = books, astray
         if change.organization:
             self._meta = msgspec.structs.replace(self._meta, organization=change.organization)
@@ -361,10 +367,24 @@ class DiskQueue:
                 self._replace(found)
             return found is not None
 
+    def _see_files(self) -> None:
+        """See that what is committed now has a name in the directory; raises QueueError, DamageError."""
+        gone = self._names.gone()
+        if gone == self._directory:
+            raise QueueError(
+                "write the queue",
+                str(gone),
+                "the directory was removed or moved away while it is in use",
+                "put it back where it was; what it held is still being delivered",
+            )
+        if gone is not None:
+            self._replace(f"{gone.name} was removed while it is in use")
+
     def _replace(self, found: str) -> None:
         """Mend the store while it is in use."""
         old = self._cache
-        self._losses.mend(found, check.glance(self._directory), self._books)
+        self._losses.mend(found, check.glance(self._directory), self._books, self._held())
+        self._names.forget()
         self._sizes.clear()
         self._backfill.close()
         self._backfill.distrust()
@@ -373,6 +393,16 @@ class DiskQueue:
         # SQLite sees that its file has moved, and leaves the new one's log alone.
         with contextlib.suppress(*ERRORS):
             old.close()
+
+    def _held(self) -> Hold | None:
+        """Return what is still to be had of files that were taken away; None where they were not."""
+        db = self._backfill.connection
+        if db is None or self._names.gone() is None:
+            return None
+        with contextlib.suppress(OSError):
+            held = Hold(db)
+            return held if held.books == self._books else None
+        return None
 
     @contextlib.contextmanager
     def _damage_told(self, operation: str) -> Iterator[None]:
@@ -392,6 +422,9 @@ class DiskQueue:
     def close(self) -> None:
         """Let go of the store (this thread's hold on it; the others end with their threads)."""
         with self._write:  # which another thread may be about to do
+            with contextlib.suppress(QueueError), self._damage_told("write"):
+                self._see_files()
+            self._names.forget()
             self._backfill.close()
             self._ballast.keep()
         if self._cache is not None:

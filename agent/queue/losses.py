@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.clock import Clock
+    from agent.queue.hold import Hold
     from agent.queue.wal import Glance
 
     Row = Callable[[int], bytes | None]
@@ -62,19 +63,22 @@ class Losses:
         self.mends = 0
         self.astray = 0
 
-    def mend(self, found: str, seen: Glance, books: Books | None = None) -> None:
+    def mend(self, found: str, seen: Glance, books: Books | None = None, held: Hold | None = None) -> None:
         """Put a fresh database in the place of the damaged one.
 
         Args:
             found: what is wrong.
             seen: see `agent.queue.mend.mend`.
             books: where they are known.
+            held: what is still to be had of files that were taken away: nowhere else is it, so
+                it is kept whatever is wanted of damage.
 
         Raises:
             DamageError: that is not to be tried now.
             QueueError: it failed; the damaged files are as they were.
         """
-        self._refuse_unless_mending(found)
+        if held is None:
+            self._refuse_unless_mending(found)
         now, at = self._clock.monotonic(), self._clock.wall()
         if now < self._mend_not_before:
             raise DamageError(found)
@@ -82,7 +86,7 @@ class Losses:
         if lately >= _MOST_MENDS:
             raise DamageError(f"{found}; it was rescued {lately} times within an hour")
         try:
-            report = mend(self._directory, found, seen, at=at, fill=fill, books=books)
+            report = mend(self._directory, found, seen, at=at, fill=fill, books=books, held=held)
         except QueueError:
             self._mend_not_before = now + _MEND_AGAIN_SECONDS
             raise

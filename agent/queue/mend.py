@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from agent.queue.hold import Hold
     from agent.queue.wal import Glance
 
     Fill = Callable[[Path, Iterator[tuple[int | str, bytes]]], None]
@@ -86,7 +87,14 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def mend(
-    directory: Path, found: str, seen: Glance, *, at: float, fill: Fill, books: Books | None = None
+    directory: Path,
+    found: str,
+    seen: Glance,
+    *,
+    at: float,
+    fill: Fill,
+    books: Books | None = None,
+    held: Hold | None = None,
 ) -> Report:
     """Put a fresh queue with all that can be rescued in the place of a damaged one.
 
@@ -97,6 +105,7 @@ def mend(
         at: Unix time in seconds.
         fill: writes rows to a new database in a directory, durably, and leaves one file.
         books: the books where they are known; else the newest copy that can be read.
+        held: what a process still has of files that were taken away; else the files are read.
 
     Raises:
         QueueError: it could not be done, and the damaged files are as they were; or they are
@@ -112,7 +121,7 @@ def mend(
             at=datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
             quarantine=str(directory / (QUARANTINE + name)),
         )
-        with contextlib.closing(Rescue(directory, seen)) as rescue:
+        with contextlib.closing(held or Rescue(directory, seen)) as rescue:
             _refuse_newer(rescue.meta, directory)
             fill(unfinished, _rows(rescue, books or rescue.books, report))
         (unfinished / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)))
@@ -204,7 +213,7 @@ def _newer(directory: Path, reason: str) -> QueueError:
     )
 
 
-def _rows(rescue: Rescue, known: Books | None, report: Report) -> Iterator[tuple[int | str, bytes]]:
+def _rows(rescue: Rescue | Hold, known: Books | None, report: Report) -> Iterator[tuple[int | str, bytes]]:
     """Yield the rows of the fresh queue; fill in the report."""
     size = last = 0
     next_dead = 1

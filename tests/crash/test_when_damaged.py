@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -12,13 +14,14 @@ import pytest
 from support.clock import FakeClock
 from support.damage import DATABASE, INDEX, LOCK, LOG, copy, reports, write
 from support.processes import PATIENCE, Line, Product, balanced, wait_until
-from support.queues import buried, chunk_of
+from support.queues import buried, checkpoint_of, chunk_of, letter, pending
 
 from agent.errors import QueueError
 from agent.queue import Change, mend
 from agent.queue.disk import DiskQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -98,8 +101,29 @@ def test_with_exit_a_daemon_that_comes_upon_a_damaged_chunk_ends_and_changes_not
     assert product.run("queue", "verify").returncode == 1
 
 
-@pytest.mark.parametrize("name", [DATABASE, LOG, INDEX, LOCK])
-@pytest.mark.parametrize("how", ["zeros", "cut", "bits"])
+def hurt(path: Path, how: str, chance: random.Random) -> None:
+    """Do something to a file that is in use."""
+    size = path.stat().st_size
+    if how == "removed":
+        path.unlink()
+    elif how == "cut":
+        with path.open("r+b") as file:
+            file.truncate(size // 3)
+    elif how == "zeros":
+        write(path, size // 2 // 4096 * 4096, bytes(min(4096, size)))
+    else:
+        for _ in range(20):
+            place = chance.randrange(size)
+            write(path, place, bytes([path.read_bytes()[place] ^ 1 << chance.randrange(8)]))
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        *((how, name) for how in ("zeros", "cut", "bits") for name in (DATABASE, LOG, INDEX)),
+        *(("removed", name) for name in (DATABASE, LOG, INDEX)),
+    ],
+)
 def test_damage_to_any_file_of_a_running_daemon_costs_no_event_that_can_be_read_and_sends_nothing_else(
     product: Product, name: str, how: str
 ) -> None:
@@ -107,20 +131,13 @@ def test_damage_to_any_file_of_a_running_daemon_costs_no_event_that_can_be_read_
     chance = random.Random(f"{name} {how}")
     product.start_daemon()
     assert product.daemon is not None
+    accepted: set[str] = set()
     for number in range(40):
-        send(product, *(f"{number}-{part}" for part in range(chance.choice([1, 30]))))
+        some = [f"{number}-{part}" for part in range(chance.choice([1, 30]))]
+        send(product, *some)
+        accepted.update(some)
     path = product.queue / name
-    size = path.stat().st_size
-    if how == "cut":
-        with path.open("r+b") as file:
-            file.truncate(size // 3)
-    elif how == "zeros" and size:
-        write(path, size // 2 // 4096 * 4096, bytes(min(4096, size)))
-    elif size:
-        for _ in range(20):
-            place = chance.randrange(size)
-            write(path, place, bytes([path.read_bytes()[place] ^ 1 << chance.randrange(8)]))
-    accepted = {f"{number}-{part}" for number in range(40) for part in range(30)}
+    hurt(path, how, chance)
     product.start_emulator()
     taken = 0
     for number in range(3):
@@ -144,10 +161,85 @@ def test_damage_to_any_file_of_a_running_daemon_costs_no_event_that_can_be_read_
     assert len(set(stored)) == len(stored)
     assert set(stored) <= accepted | {f"later-{number}" for number in range(3)}
     assert len([name for name in stored if name.startswith("later")]) >= taken
+    assert how != "removed" or accepted <= set(stored), "who has a file open has it still"
     assert product.stop_daemon() == 0
     # What it did not come upon, the next start sees.
     assert product.run("flush").returncode == 0
     assert product.run("queue", "verify").returncode == 0
+
+
+# -- taken away --------------------------------------------------------------------------
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    """Return what removes these files of a directory."""
+    return lambda directory: [(directory / name).unlink() for name in names] and None
+
+
+def replace(directory: Path) -> None:
+    """Put a copy in the place of the database, as who restores a backup does."""
+    shutil.copy(directory / DATABASE, directory / "copy")
+    (directory / "copy").rename(directory / DATABASE)
+
+
+@pytest.mark.parametrize(
+    "take_away",
+    [remove(DATABASE), remove(LOG), remove(DATABASE, LOG), replace],
+    ids=["database", "log", "both", "replaced"],
+)
+@pytest.mark.parametrize("then", ["commit", "look", "read elsewhere", "stop"])
+@pytest.mark.parametrize("rescue", [True, False], ids=["rescue", "exit"])
+def test_what_was_acknowledged_has_a_name_again_when_the_files_of_an_open_queue_are_taken_away(
+    tmp_path: Path, take_away: Callable[[Path], None], then: str, rescue: bool
+) -> None:
+    """Whoever is killed then leaves nothing else."""
+    directory = tmp_path / "queue"
+    with closing(DiskQueue(directory, rescue=rescue)) as queue:
+        change = Change(appends=[chunk_of("a", "b", filler=3000)], checkpoints=[checkpoint_of("f", offset=5)])
+        change.letters = [letter("dead")]
+        queue.commit(change)
+        queue.recover()
+        queue.commit(Change(appends=[chunk_of("c")]))
+        before = pending(queue)
+
+        take_away(directory)
+        if then == "commit":
+            queue.commit(Change(appends=[chunk_of("d")]))
+        elif then == "look":
+            queue.recover()
+        elif then == "read elsewhere":
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(pending, queue).result() == before
+            queue.recover()
+        else:
+            queue.close()
+
+        after = copy(directory, tmp_path / "killed")
+
+    with closing(DiskQueue(after)) as queue:
+        assert pending(queue) == before + ["d"] * (then == "commit")
+        assert [dead.external_id for dead in queue.dead_letters()] == ["dead"]
+        assert [read.offset for read in queue.checkpoints()] == [5]
+        assert queue.books().lost == 0
+
+
+def test_nothing_is_acknowledged_while_the_directory_is_away_and_all_goes_on_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "queue"
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        directory.rename(tmp_path / "elsewhere")
+
+        with pytest.raises(QueueError, match="moved away while it is in use") as told:
+            queue.commit(Change(appends=[chunk_of("b")]))
+
+        assert "put it back" in told.value.hint
+        assert pending(queue) == ["a"]
+        (tmp_path / "elsewhere").rename(directory)
+        queue.commit(Change(appends=[chunk_of("c")]))
+        assert pending(queue) == ["a", "c"]
+    assert not reports(directory)
 
 
 # -- never for ever ----------------------------------------------------------------------
