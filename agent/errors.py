@@ -7,6 +7,18 @@ command line print.
 
 from __future__ import annotations
 
+import errno
+
+_MORE = "let the agent have more: LimitNPROC, TasksMax and MemoryMax of its unit, or ulimit -u and -v"
+_HINTS = {
+    errno.EAGAIN: _MORE,
+    errno.EIO: "see the disk's health, and the kernel's log",
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE, or ulimit -n",
+    errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
+    errno.ENOMEM: _MORE,
+    errno.ENOSPC: "make room on it",
+}
+
 
 class AgentError(Exception):
     """Something failed in a way that a person can understand and mend.
@@ -77,3 +89,10 @@ class DaemonError(AgentError):
 def reason_of(error: BaseException) -> str:
     """Return the text of an exception that is not ours, for people."""
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def hint_of(error: BaseException) -> str:
+    """Return what to do about what the system refuses a process; empty where that is not known."""
+    if isinstance(error, OSError):
+        return _HINTS.get(error.errno or 0, "")
+    return _HINTS[errno.ENOMEM] if isinstance(error, (MemoryError, RuntimeError)) else ""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
 import threading
 from typing import TYPE_CHECKING
 
-from agent.errors import QueueError, QueueLockedError, reason_of
+from agent.errors import QueueError, QueueLockedError, hint_of, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +36,7 @@ class QueueLock:
             taken = _take(self._place) and _take(self._file)
         except OSError as error:
             self.release()
-            hint = "make room on it" if error.errno == errno.ENOSPC else "is the directory yours?"
+            hint = hint_of(error) or "is the directory yours?"
             raise QueueError("lock the queue", str(directory), reason_of(error), hint) from error
         if not taken:
             pid = _pid(self._place, self._file)

@@ -21,7 +21,7 @@ from agent.api.sockets import ApiSockets
 from agent.collector.peers import AllowList
 from agent.collector.sockets import adopt, listen
 from agent.collector.unix import Collector
-from agent.errors import AgentError
+from agent.errors import AgentError, hint_of, reason_of
 from agent.history import History
 from agent.logs import configure, get
 from agent.pipeline import Pipeline
@@ -62,6 +62,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, clock: Clock, config: Path | None = None) -> None:
+        _raise_file_limit()
         self._settings = settings
         self._config = config
         self._clock = clock
@@ -129,7 +130,24 @@ class Service:
 
     def run(self) -> int:
         """Serve until a signal comes; return the exit code."""
-        _raise_file_limit()
+        try:
+            api = self._start()
+        except (OSError, RuntimeError, MemoryError) as error:
+            # Threads that run already would keep the process; what was acknowledged is on disk.
+            self._log.error("the daemon cannot start", reason=reason_of(error), hint=hint_of(error))
+            os._exit(1)
+        assert self._watch is not None  # noqa: S101  # it was made at the start
+        code = self._wait(self._watch)
+        # A thread that does not end must not keep the process: all that was acknowledged is on disk.
+        patience = _LOST_SECONDS if code else self._settings.shutdown_timeout + STOP_SECONDS
+        threading.Thread(target=self._end, args=(patience,), name="end", daemon=True).start()
+        self._notifier.stopping(patience)
+        self._stop()
+        api.stop()
+        return code
+
+    def _start(self) -> Api:
+        """Start everything in order."""
         self.pipeline.start()
         self._collector.start()
         if self.tail is not None:
@@ -165,14 +183,7 @@ class Service:
         gc.collect()
         gc.freeze()
         self._notifier.ready(self._in_a_line())
-        code = self._wait(self._watch)
-        # A thread that does not end must not keep the process: all that was acknowledged is on disk.
-        patience = _LOST_SECONDS if code else self._settings.shutdown_timeout + STOP_SECONDS
-        threading.Thread(target=self._end, args=(patience,), name="end", daemon=True).start()
-        self._notifier.stopping(patience)
-        self._stop()
-        api.stop()
-        return code
+        return api
 
     def _end(self, seconds: float) -> None:
         """End the process after some time, whatever it does then."""

@@ -8,6 +8,9 @@ from agent.cli._common import add_config
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
+
+    from agent.service import Service
 
 DESCRIPTION = (
     "Runs the daemon in the foreground: takes events on the socket, keeps them safe on disk, and "
@@ -30,10 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until a signal comes."""
-    _keep_standard_streams()
+    from agent.errors import AgentError, hint_of, reason_of
+
+    try:
+        _keep_standard_streams()
+        service = _service(args.config)
+    except (OSError, MemoryError) as error:
+        raise AgentError("start", "the daemon", reason_of(error), hint_of(error)) from error
+    return service.run()
+
+
+def _service(config: Path | None) -> Service:
+    """Make the daemon; nothing of it runs yet."""
     from agent.settings_child import SettingsChild
 
-    child = SettingsChild(args.config)
+    child = SettingsChild(config)
 
     from agent import logs
     from agent.clock import SystemClock
@@ -41,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = child.settings()
     logs.configure(settings.log_level, settings.log_format)
-    return Service(settings, SystemClock(), config=args.config).run()
+    return Service(settings, SystemClock(), config=config)
 
 
 def _keep_standard_streams() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.address import split_host_port
-from agent.errors import AgentError, UsageError
+from agent.errors import AgentError, UsageError, hint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +85,7 @@ def listen(path: Path, *, mode: int, owner: str | None = None, group: str | None
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
-        hint = "set socket_path to a place that you may write"
+        hint = hint_of(error) or "set socket_path to a place that you may write"
         if error.errno == errno.EPERM and owner is not None:
             hint = "only root may give the socket to another user: leave socket_owner out"
         elif error.errno == errno.EPERM and group is not None:

@@ -30,9 +30,11 @@ from typing import TYPE_CHECKING
 from agent import refusal
 from agent.collector.connection import Connection
 from agent.collector.peers import AllowList, Door, peer_of
+from agent.errors import hint_of
 from agent.event import Checked, Checker, Fate
 from agent.logs import get
 from agent.meters import Meters
+from agent.notice import Notice
 from agent.seen import identity_of
 from agent.writer import Append, Writer
 
@@ -50,6 +52,7 @@ _GATHER_BYTES = 256 * 1024
 _REST_SECONDS = 0.04
 _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
+_BREATH_SECONDS = 1.0
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -116,6 +119,8 @@ class Collector:
         os.set_blocking(self._wake_write, False)
         self._listening = False
         self._listen_again = False  # there may be room for new connections now
+        self._listen_at: float | None = None  # no connection could be taken: try again then
+        self._no_files = Notice()
         self._stopping = False
         self.beat = clock.monotonic()
         self.door = Door(allowed.allows, "events")
@@ -178,10 +183,7 @@ class Collector:
     def step(self, seconds: float | None) -> None:
         """Wait until something happens (at most `seconds`), and deal with it."""
         gathered = _Gathered([], [])
-        if self._resting:
-            left = max(0.0, self._rest_until - self._clock.monotonic())
-            seconds = left if seconds is None else min(seconds, left)
-        ready = self._selector.select(seconds)
+        ready = self._selector.select(self._at_most(seconds))
         self.beat = self._clock.monotonic()
         if self._resting and self._rest_until <= self.beat:
             gathered = self._read_rested(gathered)
@@ -197,6 +199,17 @@ class Collector:
         while not self._stopping and not self._writer.wait_for_room(1.0):
             if self._writer.full:
                 break
+
+    def _at_most(self, seconds: float | None) -> float | None:
+        """Return how long to wait at most, if not longer than `seconds`."""
+        if self._listen_at is not None:
+            seconds = _BREATH_SECONDS if seconds is None else min(seconds, _BREATH_SECONDS)
+            if self._listen_at <= self.beat:
+                self._listen(True)
+        if self._resting:
+            left = max(0.0, self._rest_until - self._clock.monotonic())
+            seconds = left if seconds is None else min(seconds, left)
+        return seconds
 
     def _serve(self, connection: Connection, events: int, gathered: _Gathered) -> _Gathered:
         """Write to and read from a connection; return what is gathered so far."""
@@ -223,6 +236,7 @@ class Collector:
         elif self._listening and not wanted:
             self._selector.unregister(self._bound.sock)
         self._listening = wanted
+        self._listen_at = None
 
     def _accept(self) -> None:
         """Take the connections that wait."""
@@ -238,11 +252,16 @@ class Collector:
             except BlockingIOError:
                 return
             except OSError as error:
-                # No descriptors left: go on when a connection ends.
-                self._log.error("cannot take a connection", reason=error.strerror)
-                if self._connections:
-                    self._listen(False)
+                # No descriptors left: not at once again, since the connection would be there still.
+                if self._no_files.wrong():
+                    self._log.error(
+                        "cannot take connections: new ones wait", reason=error.strerror, hint=hint_of(error)
+                    )
+                self._listen(False)
+                self._listen_at = self.beat + _BREATH_SECONDS
                 return
+            if self._no_files.well(self.beat):
+                self._log.info("connections can be taken again")
             if not self._may_enter(sock):
                 sock.close()
                 continue

@@ -7,15 +7,10 @@ import os
 import stat
 from pathlib import Path
 
-from agent.errors import QueueError, reason_of
+from agent.errors import QueueError, hint_of, reason_of
 from agent.queue.raw import sync_directory
 
 _OURS = ("cache.db", "ballast", "lock")
-_HINTS = {
-    errno.EIO: "see the disk's health, and the kernel's log",
-    errno.EMFILE: "raise the limit of open files: LimitNOFILE, or ulimit -n",
-    errno.ENOSPC: "make room on it",
-}
 _MOST_LINKS = 40  # as many as Linux follows
 
 
@@ -49,7 +44,7 @@ def prepare_directory(directory: Path) -> None:
             "use the queue directory" if os.path.lexists(directory) else "make the queue directory",
             subject,
             reason_of(error),
-            _HINTS.get(error.errno or 0, "set queue_dir to a directory that you may write"),
+            hint_of(error) or "set queue_dir to a directory that you may write",
         ) from error
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
-from agent.errors import QueueError, QueueFullError
+from agent.errors import QueueError, QueueFullError, hint_of, reason_of
 from agent.queue.store import reason
 
 if TYPE_CHECKING:
@@ -30,14 +30,24 @@ def fault(operation: str, directory: Path, error: BaseException) -> QueueError:
     try:
         disk = os.statvfs(directory)
     except OSError:
-        return QueueError(what, subject, _in_words(error), _HINT)
+        return QueueError(what, subject, *_refused(error))
     no_names = bool(disk.f_files) and disk.f_favail == 0
     if _is_full(error, disk, no_names=no_names):
         lack = "the disk can have no more files: its inodes are used up" if no_names else "the disk is full"
         return QueueFullError(what, subject, lack, "make room on it")
     if disk.f_flag & os.ST_RDONLY or _refuses_changes(directory):
         return QueueError(what, subject, "the file system is read-only", "mount it for writing again")
-    return QueueError(what, subject, _in_words(error), _HINT)
+    return QueueError(what, subject, *_refused(error))
+
+
+def _refused(error: BaseException) -> tuple[str, str]:
+    """Return what was refused, and what to do; of files that cannot be opened, SQLite does not say why."""
+    try:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as refusal:
+        return reason_of(refusal), hint_of(refusal) or _HINT
+    return _in_words(error), hint_of(error) or _HINT
 
 
 def _is_full(error: BaseException, disk: os.statvfs_result, *, no_names: bool) -> bool:

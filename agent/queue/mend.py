@@ -129,7 +129,6 @@ def mend(
             _sync(file)
         sync_directory(unfinished)
         unfinished.rename(directory / (_RESCUED + name))
-        sync_directory(directory)
         _swap(directory, directory / (_RESCUED + name))
     except NewerChunkError as error:
         raise _newer(directory, str(error)) from error
@@ -258,6 +257,7 @@ def _rows(rescue: Rescue | Hold, known: Books | None, report: Report) -> Iterato
 
 def _swap(directory: Path, rescued: Path) -> None:
     """Move the damaged files away and the rescued database in."""
+    sync_directory(directory)  # it has its name, whatever comes
     quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
     quarantine.mkdir(mode=0o700, exist_ok=True)
     for name in _FILES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +24,6 @@ from agent.queue.disk import DiskQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def event(name: str) -> dict[str, str]:
@@ -301,6 +302,55 @@ def test_a_rescue_that_was_broken_off_and_damaged_is_done_anew_from_the_old_file
 
     assert not list(directory.glob("rescued-*"))
     assert len(list(directory.glob("quarantine-*"))) == 1
+
+
+@pytest.mark.parametrize("rescued", [False, True], ids=["here", "by a process that was killed"])
+def test_each_step_of_a_rescue_is_on_the_disk_before_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rescued: bool
+) -> None:
+    """Whatever a power cut leaves: the old files, or a whole rescue that the next start completes."""
+    directory = tmp_path / "queue"
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", filler=9000)]))
+        copy(directory, tmp_path / "killed")
+    directory = tmp_path / "killed"
+    spoil(directory)
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(file: int) -> None:
+        fsync(file)
+        steps.append(f"sync {Path(f'/proc/self/fd/{file}').readlink().name.partition('-2')[0]}")
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        steps.append(f"{path.name} to {target.parent.name.partition('-2')[0]}")
+        if (
+            rescued
+            and steps.count("sync rescue.tmp")
+            and len(steps) == steps.index("rescue.tmp to killed") + 1
+        ):
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    if rescued:
+        with pytest.raises(KeyboardInterrupt):
+            DiskQueue(directory)
+    DiskQueue(directory).close()
+
+    steps = [step for step in steps if "ballast" not in step]
+    begun = steps.index("rescue.tmp to killed")
+    assert set(steps[:begun]) == {"sync cache.db", "sync report.json", "sync rescue.tmp"}
+    assert steps[begun - 1] == "sync rescue.tmp"
+    away = steps.index(f"{DATABASE} to quarantine")
+    moved_in = steps.index(f"{DATABASE} to killed")
+    first = next(place for place, step in enumerate(steps) if step.endswith(" to quarantine"))
+    assert "sync killed" in steps[begun:first], "the outcome is not certain yet, and files are moved"
+    assert steps[moved_in - 2 : moved_in] == ["sync quarantine", "sync killed"]
+    assert away < moved_in
+    assert steps[moved_in + 1] == "sync killed"
 
 
 # -- told --------------------------------------------------------------------------------

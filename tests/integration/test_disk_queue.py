@@ -317,7 +317,12 @@ def test_commits_to_a_directory_that_was_synced_less_are_fully_synced(directory:
     queue.close()
 
 
-def test_the_names_of_new_files_are_synced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["new", "made by who was killed before it synced"])
+def test_the_names_of_new_files_are_synced(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    if there:
+        directory.mkdir(mode=0o700)
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))

@@ -63,6 +63,9 @@ def test_a_log_that_nobody_takes_stops_nothing(
     product.daemon = start(product)
     try:
         wait_until(product._takes_connections, what="the daemon's socket")
+        if start is closed:
+            streams = [Path(f"/proc/{product.daemon.pid}/fd/{number}").readlink() for number in range(3)]
+            assert streams == [Path(os.devnull)] * 3, "stray output could go into a file of the queue"
         load = Load(product.socket, "a")
         load.go_on()  # nothing is delivered, and that is logged
         product.start_emulator()

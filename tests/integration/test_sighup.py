@@ -147,6 +147,49 @@ def test_a_signal_counts_as_soon_as_the_socket_is_there(product, name):
     assert not product.socket.exists()
 
 
+NO_THREADS = """
+import sys
+from agent.clock import SystemClock
+from agent.service import Service
+from agent.settings import load
+
+def no_thread():
+    raise RuntimeError("can't start new thread")
+
+service = Service(load(), SystemClock())
+service._collector.start = no_thread
+sys.exit(service.run())
+"""
+
+
+def test_a_daemon_that_cannot_start_its_threads_says_so_and_ends(product):
+    """Those that it did start would keep the process, which serves nobody."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS],
+        env=product.environ,
+        capture_output=True,
+        timeout=30,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "the daemon cannot start" in done.stderr
+    assert "TasksMax" in done.stderr
+
+
+@pytest.mark.parametrize("files", [10, 12, 14])
+def test_a_daemon_that_may_open_too_few_files_says_which_limit_to_raise(product, files):
+    product.prefix = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
+
+    done = product.run("run")
+
+    assert done.returncode == 1
+    assert "Too many open files" in done.stderr
+    assert "LimitNOFILE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.usefixtures("config")
 def test_systemd_is_told_of_ready_reload_and_stop(product, tmp_path):
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -373,3 +374,21 @@ def test_only_users_on_the_list_may_send(product: Product) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         wait_until(lambda: stranger.connect_ex(str(product.socket)) == 0)
         assert stranger.recv(1) == b""
+
+
+def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(daemon: Product) -> None:
+    pid = wait_until(lambda: daemon.status()["daemon"]["pid"], what="a daemon that runs")
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    line = Line(daemon.socket)
+    line.send(GOOD)
+    wait_until(lambda: "cannot take connections" in daemon.log.read_text(), what="a message")
+    assert line.silent()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+    line.acked(1)
+    line.close()
+
+    log = daemon.log.read_text()
+    assert log.count("cannot take connections") == 1
+    assert "LimitNOFILE" in log
