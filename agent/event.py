@@ -155,10 +155,10 @@ class Checker:
         whole = cut(data)
         if whole is None:
             return None
-        found = self._read(data, len(whole.parts))
+        found = self._read(data, whole.count)
         if found is None or _first_in_doubt(found, data, now, seen) is not None:
             return None
-        return _stamped(whole, found, now, None if ids is None else ids(0, len(whole.parts)))
+        return _stamped(whole, found, now, None if ids is None else ids(0, whole.count))
 
     def _read(self, data: bytes, lines: int) -> quick.Found | None:
         """Read lines, all of them fine; None where one is in doubt."""

@@ -42,11 +42,17 @@ class Framer:
         """True while a line has begun whose newline has not come."""
         return self._skipping or bool(self._held)
 
-    def feed(self, data: bytes) -> list[Segment]:
-        """Take what was received; return the segments that it completes, in order."""
-        end = data.rfind(b"\n") + 1
+    def feed(self, data: bytes | bytearray, size: int | None = None) -> list[Segment]:
+        """Take what was received; return the segments that it completes, in order.
+
+        Args:
+            data: what was received, or a buffer that may be used anew afterwards.
+            size: how many bytes of it were; all when None.
+        """
+        size = len(data) if size is None else size
+        end = data.rfind(b"\n", 0, size) + 1
         if not end:
-            self._hold(data)
+            self._hold(data[:size])
             return []
         segments: list[Segment] = []
         start = 0
@@ -54,16 +60,14 @@ class Framer:
             start = data.index(b"\n") + 1
             self._skipping = False
             segments.append(TOO_LONG)
-        block = data[start:end] if start or end != len(data) else data
-        if self._held:
-            block = b"".join((self._held, block))
-            self._held.clear()
+        block = b"".join((self._held, memoryview(data)[start:end]))
+        self._held.clear()
         if len(block) > self._max + 1 and not self._all_short(block):
             segments.extend(self._bounded(block))
         elif block:
             segments.append(block)
-        if end != len(data):
-            self._hold(data[end:])
+        if end != size:
+            self._hold(data[end:size])
         return segments
 
     def finish(self) -> list[Segment]:
@@ -77,7 +81,7 @@ class Framer:
         self._held.clear()
         return self._bounded(line)
 
-    def _hold(self, piece: bytes) -> None:
+    def _hold(self, piece: bytes | bytearray) -> None:
         """Keep the beginning of a line, unless it is too long already."""
         if self._skipping:
             return

@@ -21,54 +21,63 @@ if TYPE_CHECKING:
 
     from agent.refusal import Facts
 
-_LEAD = 8
-_BETWEEN = b"}\n{"
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Whole lines, one object each, cut at what stands between them.
+    """Whole lines, one object each, cut at their closing braces.
 
     Attributes:
         data: the lines, joined by newlines.
-        between: what stands between each two: a brace, a newline, a brace and perhaps more.
-        parts: the rest, one for each line; so the first is without what follows the newline in
-            `between`, and the last without its closing brace.
+        count: how many.
+        width: pieces of each line.
+        pieces: `width` for each line, each without the brace that ends it; but for the first
+            line, the first of a line begins with the newline before it.
     """
 
     data: bytes
-    between: bytes
-    parts: list[bytes]
+    count: int
+    width: int
+    pieces: list[bytes]
+
+    def some(self, share: slice) -> list[bytes]:
+        """Return the pieces of some lines; the first of them without its newline."""
+        pieces = self.pieces[share.start * self.width : share.stop * self.width]
+        pieces[0] = pieces[0].removeprefix(b"\n")
+        return pieces
 
 
 def cut(data: bytes) -> Cut | None:
     """Cut lines; None when they are not one object each, as far as their ends tell.
 
     In valid JSON, a brace, a newline and a brace stand only between two objects. So where no
-    other newline is left, and a reader finds as many objects as there are parts, each line
+    other newline is left, and a reader finds as many objects as there are lines, each line
     is one object.
+
+    Looking for one byte is many times as fast as for several, so lines with equally many
+    braces are cut at these; others at their newlines.
     """
     if not (data.startswith(b"{") and data.endswith(b"}")):
         return None
-    # What the first line begins with, most lines begin with; a longer text is found in fewer steps.
-    known = data[1 : 1 + _LEAD]
-    leads = (b"",) if b"}" in known or b"\n" in known else (known, b"")
-    for lead in leads:
-        between = _BETWEEN + lead
-        parts = data[1 + len(lead) : -1].split(between)
-        if data.count(b"\n") == len(parts) - 1:
-            return Cut(data, between, parts)
-    return None
+    # `count` compares byte by byte, `replace` lets the C library search.
+    count = len(data) - len(data.replace(b"\n", b"")) + 1
+    pieces = data.split(b"}")
+    pieces.pop()
+    width, more = divmod(len(pieces), count)
+    if not more and all(map(bytes.startswith, pieces[width::width], repeat(b"\n{"))):
+        return Cut(data, count, width, pieces)
+    lines = data.split(b"\n")
+    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+        return None
+    pieces = [b"\n" + line[:-1] for line in lines]
+    pieces[0] = pieces[0][1:]
+    return Cut(data, count, 1, pieces)
 
 
 def groups(whole: Cut) -> list[tuple[bytes, int]]:
     """Return lines that lack nothing in groups that fit into chunks, with their counts."""
-    if len(whole.parts) <= MAX_EVENTS:
-        return [(whole.data, len(whole.parts))]
-    first = whole.between[2:]
+    if whole.count <= MAX_EVENTS:
+        return [(whole.data, whole.count)]
     return [
-        (b"%b%b}" % (first, whole.between.join(some)), len(some))
-        for some in (whole.parts[share] for share in _shares(len(whole.parts)))
+        (b"}".join([*whole.some(share), b""]), share.stop - share.start) for share in _shares(whole.count)
     ]
 
 
@@ -85,24 +94,22 @@ def write_in(
         given: the ids; new ones are made where this is None.
     """
     time = b',"timestamp":"%b"' % iso(now) if times else b""
-    first = whole.between[2:]
-    if not ids:
-        between = time + whole.between
-        return [
-            (b"%b%b%b}" % (first, between.join(some), time), len(some))
-            for some in (whole.parts[share] for share in _shares(len(whole.parts)))
-        ]
-    between = b'"' + time + whole.between
+    width = whole.width
     result = []
-    for share in _shares(len(whole.parts)):
-        some = whole.parts[share]
-        count = len(some)
-        before = b',"external_id":"' + (uuid7_prefix(now) if given is None else b"")
-        pieces = [b"", before, b"", between] * count
-        pieces[::4] = some
-        pieces[2::4] = suffixes(count) if given is None else given[share]
-        pieces[-1] = b'"%b}' % time
-        result.append((first + b"".join(pieces), count))
+    for share in _shares(whole.count):
+        some, count = whole.some(share), share.stop - share.start
+        line = [b"", b"}"] * width
+        if ids:
+            line[-1:] = b',"external_id":"' + (uuid7_prefix(now) if given is None else b""), b"", b'"'
+            line[-1] += time + b"}"
+        else:
+            line[-1] = time + b"}"
+        texts = line * count
+        for place in range(width):
+            texts[2 * place :: len(line)] = some[place::width]
+        if ids:
+            texts[2 * width :: len(line)] = suffixes(count) if given is None else given[share]
+        result.append((b"".join(texts), count))
     return result
 
 

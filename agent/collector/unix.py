@@ -110,7 +110,7 @@ class Collector:
         self._log = get("collector")
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, Connection] = {}
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = bytearray(_READ_BYTES)
         self._attention: deque[Connection] = deque()
         self._resting: list[Connection] = []
         self._rest_until = 0.0
@@ -309,7 +309,7 @@ class Collector:
         except OSError:
             size = 0  # reset by the producer: what it wrote completely is taken
         if size:
-            return connection.framer.feed(bytes(self._buffer[:size])), size
+            return connection.framer.feed(self._buffer, size), size
         connection.no_more = True
         return connection.framer.finish(), 0
 
