@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 _HEAD, _TAIL = b'{"events":[', b"]}"
 OVERHEAD = len(_HEAD) + len(_TAIL)
 """Bytes of a body beside its events."""
+_PIECE_BYTES = 128 * 1024
 
 
 class Lease:
-    """A chunk whose events are on their way; remembers which of them are settled."""
+    """A chunk whose events are on their way; remembers which of them are settled.
 
-    __slots__ = ("_lines", "_open", "chunk", "key")
+    Args:
+        key: the chunk's key.
+        chunk: the events.
+        fresh: this process has checked them.
+    """
 
-    def __init__(self, key: int, chunk: Chunk) -> None:
+    __slots__ = ("_lines", "_open", "chunk", "fresh", "key")
+
+    def __init__(self, key: int, chunk: Chunk, *, fresh: bool = False) -> None:
         self.key = key
         self.chunk = chunk
+        self.fresh = fresh
         self._lines: list[bytes] | None = None
         self._open: set[int] | None = None  # None: all of them
 
@@ -94,6 +102,52 @@ class Part:
         return self.some(self.places[:count]), self.some(self.places[count:])
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a request; its bytes are made when they are sent, piece by piece.
+
+    Attributes:
+        parts: the events.
+        size: how many bytes it has.
+    """
+
+    parts: Sequence[Part]
+    size: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield its pieces, none empty."""
+        waiting, size = [_HEAD], 0
+        for part in self.parts:
+            if size >= _PIECE_BYTES:
+                yield b"".join(waiting)
+                waiting, size = [], 0
+            waiting += (part.text(b","), b",")
+            size += part.size
+        waiting[-1] = waiting[-1].removesuffix(b",") + _TAIL
+        yield b"".join(waiting)
+
+    def __bytes__(self) -> bytes:
+        """Return all of it."""
+        return b"".join(self)
+
+    def __len__(self) -> int:
+        """Return its size."""
+        return self.size
+
+    @property
+    def fresh(self) -> bool:
+        """True when this process has checked its events."""
+        return all(part.lease.fresh for part in self.parts)
+
+    def may_hold(self, text: bytes) -> bool:
+        """Tell whether `text` is in one of its events, or in one that came with them."""
+        return any(text in part.lease.chunk.lines for part in self.parts)
+
+
+NOTHING = Body((), OVERHEAD)
+"""The body of a request without events."""
+
+
 @dataclass(slots=True)
 class Cut:
     """A batch that failed as a whole and was halved: when all of its events pass, it was too large.
@@ -155,9 +209,9 @@ class Batch:
         """How many bytes it keeps in memory, at most: its chunks are there as a whole."""
         return sum(len(part.lease.chunk.lines) for part in self.parts)
 
-    def body(self) -> bytes:
+    def body(self) -> Body:
         """Return the request's body; the stored lines go into it as they are."""
-        return b"".join((_HEAD, b",".join([part.text(b",") for part in self.parts]), _TAIL))
+        return Body(self.parts, self.size)
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return its first and second half; it must have two events."""

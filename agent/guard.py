@@ -27,6 +27,7 @@ from agent.queue.destination import Destined  # noqa: TC001  # msgspec reads ann
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.batch import Body
     from agent.clock import Clock
 
 _NEWEST = "/v1/events/?limit=1"
@@ -46,7 +47,7 @@ _read_body = msgspec.json.Decoder(_Body).decode
 class Polar(Protocol):
     """What is needed of the way to Polar."""
 
-    def ingest(self, body: bytes) -> Outcome:
+    def ingest(self, body: Body) -> Outcome:
         """Send one batch."""
         ...
 
@@ -68,6 +69,7 @@ class Guard:
         remember: makes it known; raises QueueError.
         token: returns the token.
         clock: for when to ask.
+        checks_personal: this process checks events for a person's token.
     """
 
     def __init__(
@@ -78,17 +80,19 @@ class Guard:
         remember: Callable[[str], None],
         token: Callable[[], str | None],
         clock: Clock,
+        checks_personal: bool = False,
     ) -> None:
         self._polar = polar
         self._known = known
         self._remember = remember
         self._token = token
         self._clock = clock
+        self._checks_personal = checks_personal
         self._lock = threading.Lock()
         self._trusted: str | None = None
         self._ask_from: float | None = None
 
-    def ingest(self, body: bytes) -> Outcome:
+    def ingest(self, body: Body) -> Outcome:
         """Send one batch, if the token is of the right organization; never raises for what networks do."""
         token = self._token()
         with self._lock:
@@ -107,14 +111,13 @@ class Guard:
         """End running requests and let go."""
         self._polar.close()
 
-    @staticmethod
-    def _mismatch(token: str | None, body: bytes) -> NoAnswer | None:
+    def _mismatch(self, token: str | None, body: Body) -> NoAnswer | None:
         """Return that events were taken for the other kind of token; None when they were not."""
         personal = bool(token) and str(token).startswith(_PERSONAL)
-        if not token or (not personal and b'"organization_id"' not in body):
+        if not token or not (personal or self._may_be_personal(body)):
             return None
         try:
-            events = _read_body(body).events
+            events = _read_body(bytes(body)).events
         except msgspec.MsgspecError:
             return None  # what is wrong with it, the server tells
         strange = sum((event.organization_id is None) is personal for event in events)
@@ -126,6 +129,11 @@ class Guard:
                 "elsewhere", f"the token is a person's, and {told} were taken for an organization's"
             )
         return NoAnswer("personal", f"the token is an organization's, and {told} were taken for a person's")
+
+    def _may_be_personal(self, body: Body) -> bool:
+        """Tell whether events may have been taken for a person's token: only these name an organization."""
+        ours = body.fresh and not self._checks_personal
+        return not ours and body.may_hold(b'"organization_id"')
 
     def _obstacle(self, token: str | None) -> Outcome | None:
         """Return what keeps events from being sent with a token; None when nothing does."""

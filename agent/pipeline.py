@@ -225,6 +225,7 @@ class Pipeline:
             remember=lambda organization: self.writer.apply(Change(organization=organization)),
             token=self.token.current,
             clock=self.clock,
+            checks_personal=self.checker.personal_token,
         )
 
     def client(self) -> PolarClient:

@@ -53,6 +53,8 @@ with without("rich", "pygments", "click", "anyio", "trio"), deferred("asyncio"):
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from agent.batch import Body
+
 __all__ = [
     "MAX_LIMIT",
     "Event",
@@ -124,8 +126,8 @@ class PolarClient(Reader):
             "User-Agent": f"polar-agent/{__version__}",
         }
 
-    def ingest(self, body: bytes) -> Outcome:
-        """Send one batch, `{"events":[…]}` as bytes; returns what came back, never raises for it."""
+    def ingest(self, body: bytes | Body) -> Outcome:
+        """Send one batch, `{"events":[…]}`; returns what came back, never raises for it."""
         return self._exchange("POST", self._ingest_url, body, MAX_INGEST_ANSWER)
 
     def forward(self, target: str, version: str | None = None) -> Outcome:
@@ -161,7 +163,7 @@ class PolarClient(Reader):
         self,
         method: str,
         url: httpx.URL,
-        body: bytes | None,
+        body: bytes | Body | None,
         most: int,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Outcome:
@@ -197,13 +199,14 @@ class PolarClient(Reader):
             self._transport.close()
 
     def _send(
-        self, method: str, url: httpx.URL, headers: dict[str, str], body: bytes | None, most: int
+        self, method: str, url: httpx.URL, headers: dict[str, str], body: bytes | Body | None, most: int
     ) -> Outcome:
         """Send one request and read its answer, both until the deadline; raises httpcore's errors."""
         now = self._clock.monotonic()
         deadline = now + self._timeout
         if body is not None:
             headers["Content-Type"] = "application/json"
+            headers["Content-Length"] = str(len(body))
         request = httpx.Request(
             method,
             url,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from agent.refusal import Facts
 
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Whole lines, one object each, cut at their closing braces.

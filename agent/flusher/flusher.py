@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.answer import Answer, NoAnswer
-from agent.batch import OVERHEAD, Batch
+from agent.batch import NOTHING, OVERHEAD, Batch
 from agent.ceiling import Ceiling
 from agent.errors import QueueError
 from agent.flusher.delivery import Delivery, since, state_of
@@ -40,7 +40,6 @@ _FAILURES_TO_TELL = 3  # in a row
 _WAIT_TO_TELL = 10.0
 _TOKEN_CHECK_SECONDS = 2.0
 _SETTLE_SECONDS = 1.0
-_EMPTY = b'{"events":[]}'
 
 
 class Flusher:
@@ -262,7 +261,9 @@ class Flusher:
         if self._suspects.heavy:
             return None, self._suspects.wait(now)
         # When requests are what is scarce, each goes out full.
-        fresh = self._intake.take(room, urgent=self._urgent > 0, fill=self._pace.scarce)
+        fresh = self._intake.take(
+            room, self._senders.in_flight, urgent=self._urgent > 0, fill=self._pace.scarce
+        )
         if isinstance(fresh, Batch):
             return fresh, None
         self._enough = fresh.events
@@ -292,9 +293,8 @@ class Flusher:
 
     def _send(self, batch: Batch | None, now: float) -> None:
         """Hand a request to a sender thread."""
-        body = _EMPTY
+        body = NOTHING if batch is None else batch.body()
         if batch is not None:
-            body = batch.body()
             self._most_events.sent(batch.events)
             self._most_bytes.sent(batch.size - OVERHEAD)
             batch.attempts += 1

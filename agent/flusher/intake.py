@@ -142,11 +142,12 @@ class Intake:
         """Read the queue from its beginning again."""
         self._cursor = 0
 
-    def take(self, room: Room, *, urgent: bool, fill: bool) -> Batch | Lack:
+    def take(self, room: Room, in_flight: int, *, urgent: bool, fill: bool) -> Batch | Lack:
         """Make a batch of what is next in the queue, if it is enough or old enough.
 
         Args:
             room: what it may have.
+            in_flight: how many requests are under way: the more there are, the fuller is the next.
             urgent: whatever is there is enough.
             fill: cut chunks to make it full.
         """
@@ -154,7 +155,7 @@ class Intake:
         self._read(room)
         if not backlog.parts:
             return Lack(1, _READ_AGAIN_SECONDS if self.trouble else None)
-        enough = min(room.events, options.max_batch_events)
+        enough = min(room.events, options.max_batch_events << in_flight)
         if not backlog.full(enough, room.bytes) and not urgent:
             arrived = backlog.parts[0].lease.chunk.arrived_ms / 1000
             age = self._clock.wall() - arrived
@@ -166,7 +167,8 @@ class Intake:
     def read_chunk(self, key: int) -> bool:
         """Put one chunk where it belongs; False when the disk refuses it now."""
         try:
-            chunk = self._take_offered(key) or self._store.get(key)
+            offered = self._take_offered(key)
+            chunk = offered or self._store.get(key)
         except QueueError as error:
             self._refused(error)
             return False
@@ -187,7 +189,7 @@ class Intake:
         if chunk.due_ms > self._server_clock.now() * 1000:
             self._held.add(chunk.due_ms / 1000, key)
         else:
-            self._backlog.add(Lease(key, chunk).part())
+            self._backlog.add(Lease(key, chunk, fresh=offered is not None).part())
         return True
 
     def _refused(self, error: QueueError) -> None:

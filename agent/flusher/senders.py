@@ -17,14 +17,14 @@ from agent.answer import NoAnswer, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.batch import Batch
+    from agent.batch import Batch, Body
     from agent.clock import Clock
 
 
 class Sender(Protocol):
     """What the flusher needs of Polar."""
 
-    def ingest(self, body: bytes) -> Outcome:
+    def ingest(self, body: Body) -> Outcome:
         """Send one request and return what came back; never raises for what networks do."""
         ...
 
@@ -66,12 +66,12 @@ class Senders:
         self._clock = clock
         self._wake = wake
         self._sender: Sender | None = None
-        self._jobs: queue.SimpleQueue[tuple[int, Batch | None, bytes] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[int, Batch | None, Body] | None] = queue.SimpleQueue()
         self._results: deque[Result] = deque()
         self._threads: list[threading.Thread] = []
         self.in_flight = 0
 
-    def send(self, number: int, batch: Batch | None, body: bytes) -> None:
+    def send(self, number: int, batch: Batch | None, body: Body) -> None:
         """Hand a request to a thread that is free."""
         self.in_flight += 1
         if self.in_flight > len(self._threads):

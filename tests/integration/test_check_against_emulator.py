@@ -55,7 +55,7 @@ def body_of(segments: list[bytes]) -> tuple[bytes, int]:
     """Return the request that the agent makes of these lines, and how many events are in it."""
     chunks = pack(CHECKER.check(segments, NOON).groups, int(NOON * 1000))
     batch = Batch("b1", [Lease(key, chunk).part() for key, chunk in enumerate(chunks)])
-    return batch.body(), batch.events
+    return bytes(batch.body()), batch.events
 
 
 def only_the_server_knew(answer: httpx.Response) -> bool:

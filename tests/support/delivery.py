@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
+    from agent.batch import Body
     from agent.queue import Chunk
 
 PATIENCE = 20.0
@@ -76,8 +77,8 @@ class ScriptedSender:
         self.arrived = threading.Condition()
         self.closed = False
 
-    def ingest(self, body: bytes) -> Outcome:
-        request = Request(body)
+    def ingest(self, body: Body) -> Outcome:
+        request = Request(bytes(body))
         with self.arrived:
             if self.closed:
                 return BROKEN

@@ -134,7 +134,7 @@ def test_an_empty_backlog_gives_nothing():
 @given(leases())
 def test_the_body_is_json_with_exactly_the_stored_lines(chunks):
     batch = whole(chunks)
-    body = batch.body()
+    body = bytes(batch.body())
 
     assert body == b'{"events":[' + b",".join(lines_of(chunks)) + b"]}"
     assert [event["n"] for event in json.loads(body)["events"]] == list(range(batch.events))
@@ -148,7 +148,7 @@ def test_a_batch_knows_its_size_and_count_however_it_was_cut(chunks, data):
 
     for one in (batch, some):
         assert one.size == len(one.body())
-        assert one.events == len(json.loads(one.body())["events"])
+        assert one.events == len(json.loads(bytes(one.body()))["events"])
 
 
 @given(leases(), st.data())

@@ -5,6 +5,7 @@ import json
 import pytest
 from support.clock import NOON
 
+from agent.chunk import MAX_EVENTS
 from agent.dead import Edit, Filter, revive
 from agent.event import Checker
 from agent.queue import DeadLetter
@@ -74,7 +75,7 @@ def test_more_letters_than_a_chunk_holds_go_back_in_more_chunks():
     revival = retried(letters)
 
     assert lines_of(revival) == [one.event.encode() for one in letters]
-    assert all(chunk.count <= 500 for chunk in revival.change.requeued)
+    assert all(chunk.count <= MAX_EVENTS for chunk in revival.change.requeued)
 
 
 def test_a_mended_letter_goes_back_as_it_was_mended():

@@ -9,6 +9,8 @@ import pytest
 from support.clock import FakeClock
 
 from agent.answer import Answer, NoAnswer, Outcome
+from agent.batch import Body, Lease
+from agent.chunk import Chunk
 from agent.errors import QueueError
 from agent.guard import Guard
 from agent.verdict import Action, judge
@@ -32,6 +34,8 @@ class Scene:
     sent: list[str | None] = field(default_factory=list)
     asked: int = 0
     refuses: bool = False
+    fresh: bool = False
+    checks_personal: bool = False
     clock: FakeClock = field(default_factory=FakeClock)
 
     def __post_init__(self) -> None:
@@ -41,9 +45,10 @@ class Scene:
             remember=self.remember,
             token=lambda: self.token,
             clock=self.clock,
+            checks_personal=self.checks_personal,
         )
 
-    def ingest(self, body: bytes) -> Outcome:
+    def ingest(self, body: Body) -> Outcome:
         del body
         self.sent.append(self.token)
         return STORED
@@ -63,7 +68,11 @@ class Scene:
 
     def send(self, seconds: float = 0.0, *events: str) -> Outcome:
         self.clock.advance(seconds)
-        return self.guard.ingest(b'{"events":[%b]}' % ",".join(events).encode())
+        return self.guard.ingest(self.body(*events))
+
+    def body(self, *events: str) -> Body:
+        lease = Lease(1, Chunk("\n".join(events).encode(), len(events)), fresh=self.fresh)
+        return Body([lease.part()] if events else [], 0)
 
 
 def test_the_organization_is_learned_once_from_what_was_delivered_when_it_can_be_read() -> None:
@@ -168,6 +177,7 @@ TAKEN_FOR_AN_ORGANIZATION = '{"name":"u","metadata":{"organization_id":"x"}}'
 TAKEN_FOR_A_PERSON = '{"name":"u","organization_id":"0a1b2c3d-0000-4000-8000-000000000001"}'
 
 
+@pytest.mark.parametrize("fresh", [False, True], ids=["from before", "taken by this process"])
 @pytest.mark.parametrize(
     ("token", "strange", "fitting", "hint"),
     [
@@ -176,9 +186,9 @@ TAKEN_FOR_A_PERSON = '{"name":"u","organization_id":"0a1b2c3d-0000-4000-8000-000
     ],
 )
 def test_events_that_were_taken_for_the_other_kind_of_token_are_held_and_not_refused_for_good(
-    token: str, strange: str, fitting: str, hint: str
+    token: str, strange: str, fitting: str, hint: str, fresh: bool
 ) -> None:
-    scene = Scene({}, token=token)
+    scene = Scene({}, token=token, fresh=fresh, checks_personal=token == "polar_oat_x")
 
     verdict = judge(scene.send(0.0, fitting, strange), 2)
 
@@ -192,4 +202,4 @@ def test_events_that_were_taken_for_the_other_kind_of_token_are_held_and_not_ref
 def test_what_is_no_batch_at_all_is_left_to_the_server() -> None:
     scene = Scene({}, token="polar_pat_x")
 
-    assert scene.guard.ingest(b'{"events":["organization_id"]}') == STORED
+    assert scene.send(0.0, '"organization_id"') == STORED

@@ -280,7 +280,7 @@ def test_the_order_of_lines_is_kept(desk: Desk) -> None:
     desk.writer.step()
 
     assert pending(desk.queue) == [str(number) for number in range(1500)]
-    assert [chunk.count for chunk in desk.queue.commits[0].appends] == [498, 498, 498, 6]
+    assert [chunk.count for chunk in desk.queue.commits[0].appends] == [1023, 477]
 
 
 def test_the_order_of_settlements_is_kept(desk: Desk) -> None:
@@ -373,7 +373,7 @@ def test_many_held_events_of_one_second_are_cut_into_chunks(desk: Desk) -> None:
     desk.writer.step()
 
     chunks = desk.queue.commits[0].appends
-    assert [chunk.count for chunk in chunks] == [500, 500, 200]
+    assert [chunk.count for chunk in chunks] == [1024, 176]
     assert pending(desk.queue) == [str(number) for number in range(1200)]
     assert [chunk.due_ms for chunk in chunks] == sorted({chunk.due_ms for chunk in chunks})
 
