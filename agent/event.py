@@ -261,7 +261,7 @@ class _Sifting:
         """Take lines at these places, all of them fine: together as far as none came before or is early.
 
         Those that are in doubt for that are looked at by themselves; where there are many of
-        them, fewer are tried together.
+        them, fewer are tried together, so that no line is tried more than some five times.
         """
         start, size, since = 0, len(run), 0
         while start < len(run):
@@ -315,7 +315,7 @@ class _Sifting:
             self.add(place, facts)
 
     def add(self, place: int, facts: Facts) -> bool:
-        """Add one accepted line, unless it came before; tell whether it was added."""
+        """Add one accepted line, unless it came before; tell whether it was added to those that are due."""
         line, seen, sifted = self.lines[place], self.seen, self.sifted
         repeats = seen.repeats(facts.identity, line) if seen is not None and facts.identity else None
         if repeats is not None:
@@ -327,8 +327,8 @@ class _Sifting:
         stamped = self.stamper.stamp(line, facts, given)
         if facts.timestamp is not None and facts.timestamp > self.stamper.now:
             sifted.held.append((int(facts.timestamp.timestamp() * 1000) + 1, stamped))
-        else:
-            sifted.groups.append((stamped, 1))
+            return False
+        sifted.groups.append((stamped, 1))
         return True
 
 

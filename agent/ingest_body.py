@@ -23,10 +23,11 @@ from agent.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
 _MAX_DEPTH = MAX_DEPTH + 2  # an event stands in a list in an object
+_PART = 500
 
 
 class EventsIngest(BaseModel):
@@ -86,6 +87,29 @@ def parse_body(content_type: str | None, body: bytes) -> Any:
         raise UnreadableError(None, []) from error
 
 
+def parse_parts(content_type: str | None, body: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield a body's value in parts that are small enough for nobody to wait for one; see `parse_body`.
+
+    Each part is as a body of its own would be, with the index of its first event.
+    """
+    try:
+        if not _is_json(content_type):
+            raise ValueError  # noqa: TRY301  # what is not sent as JSON is one text
+        texts = event_lines(body)
+    except ValueError:
+        value = parse_body(content_type, body)
+        events = value.get("events") if type(value) is dict else None
+        if type(events) is not list or not events:
+            yield 0, value
+            return
+        for start in range(0, len(events), _PART):
+            yield start, {"events": events[start : start + _PART]}
+        return
+    for start in range(0, max(1, len(texts)), _PART):
+        part = b'{"events":[%b]}' % b",".join(texts[start : start + _PART])
+        yield start, parse_body(content_type, part)
+
+
 def _is_json(content_type: str | None) -> bool:
     if content_type is None:
         return False
@@ -119,11 +143,16 @@ def check_body(value: Any, latest: datetime) -> Sequence[Event]:
     return EventsIngest.model_validate(value, context=latest).events
 
 
-def schema_errors(error: ValidationError, value: Any) -> list[dict[str, Any]]:
-    """Return the findings of a 422 as the server lists them."""
+def schema_errors(error: ValidationError, value: Any, start: int = 0) -> list[dict[str, Any]]:
+    """Return the findings of a 422 as the server lists them; `start` is the index of the first event."""
     if value is None:
         return [{"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}]
-    return [{**item, "loc": ["body", *item["loc"]]} for item in errors_of(error)]
+    return [{**item, "loc": ["body", *_moved(item["loc"], start)]} for item in errors_of(error)]
+
+
+def _moved(loc: Sequence[Any], start: int) -> Sequence[Any]:
+    """Return the place of a finding in the whole body."""
+    return [loc[0], loc[1] + start, *loc[2:]] if start and len(loc) > 1 else loc
 
 
 def event_error(kind: str, index: int, loc: Sequence[object], message: str, value: object) -> dict[str, Any]:
@@ -166,10 +195,10 @@ def _plain(value: Any) -> Any:
     return vars(value) if isinstance(value, Exception) else str(value)
 
 
-def event_texts(body: bytes, value: Any) -> list[str]:
-    """Return the text of each event as it came, on one line; `value` is what `parse_body` returned."""
+def event_texts(body: bytes) -> list[str]:
+    """Return the text of each event of a body that `parse_parts` reads as it came, on one line."""
     try:
         return [line.decode() for line in event_lines(body)]
     except ValueError:
         # The server's parser takes more than JSON, such as NaN.
-        return [json.dumps(event) for event in value["events"]]
+        return [json.dumps(event) for event in parse_body("application/json", body)["events"]]

@@ -82,6 +82,7 @@ class Lasting(Memory, Protocol):
     """One that can be asked without remembering."""
 
     def ask(self, identity: str, line: bytes) -> bool | None: ...  # noqa: D102
+    def knows(self, identity: str) -> bool: ...  # noqa: D102
 
 
 class Seen:
@@ -150,6 +151,12 @@ class Seen:
                 first = self._line(generation, place, identity)
                 return is_same(first, line) or (identity in generation.revived and is_unstamped(first, line))
         return None
+
+    def knows(self, identity: str) -> bool:
+        """Tell whether an event is remembered."""
+        if self._forgotten:
+            self._drop_forgotten()
+        return identity in self._young.places or identity in self._old.places
 
     def revive(self, identity: str, line: bytes) -> None:
         """Remember a dead letter that was put back on its way; `line` has our stamps in it."""

@@ -10,14 +10,21 @@ Polar has already, it will say when the events are delivered, and the books will
 
 from __future__ import annotations
 
+import json
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from agent.chunk import MAX_EVENTS
+from agent.event import Checked
 from agent.httpd.message import JSON, Response, as_json, refusal
 from agent.meters import REFUSALS_AT_ONCE
 from agent.polar_json import event_lines
 from agent.refusal import Refusal, external_id_conflict, too_long
 from agent.reservation import Reservation
+from agent.shape import Shapes
 from agent.writer import Append
 
 if TYPE_CHECKING:
@@ -26,11 +33,14 @@ if TYPE_CHECKING:
     from agent.event import Checker
     from agent.httpd.message import Reply, Request
     from agent.meters import Meters
-    from agent.seen import Seen
+    from agent.seen import Memory, Seen
     from agent.writer import Writer
 
 RETRY_SECONDS = 5
 _ROOM_SECONDS = 5.0
+_MOST_FINDINGS = 9_000
+"""So many Polar listed for 1,000 bad events. Many times that would take more memory than all else, so
+what is wrong beyond is not told."""
 
 CONFLICT = external_id_conflict().type
 
@@ -63,6 +73,7 @@ class Ingest:
         self._server_now = server_now
         self._stopping = stopping
         self._meters = meters
+        self._own = threading.local()
 
     def __call__(self, request: Request, reply: Reply) -> None:
         """Answer one request; the answer comes from the writer's thread when all is well."""
@@ -91,14 +102,18 @@ class Ingest:
         or will be.
         """
         writer = self._writer
+        reserved = Reservation(self._seen, writer.order)
+        checked = self._check(lines, now, reserved)
+        if checked.refused:
+            return _refused(checked)
         roomy = writer.wait_for_room(_ROOM_SECONDS)
-        reserved = Reservation(self._seen)
         with writer.order:
-            checked = self._checker.check(
-                [b"".join(line + b"\n" for line in lines)] if lines else [], now, reserved
-            )
-            if checked.refused:
-                return [(number - 1, why) for fate in checked.fates for number, why in fate.refused]
+            if not reserved.stands():
+                # It is checked once more, and others wait this time.
+                reserved = Reservation(self._seen)
+                checked = self._check(lines, now, reserved)
+                if checked.refused:
+                    return _refused(checked)
             count = checked.accepted + checked.repeated
             answer = as_json(200, {"inserted": checked.accepted, "duplicates": checked.repeated})
             hindered = self._hindrance(roomy=roomy)
@@ -130,6 +145,21 @@ class Ingest:
         reply(_later(hindered))
         return []
 
+    def _check(self, lines: Sequence[bytes], now: float, memory: Memory) -> Checked:
+        """Check events a few at a time, so that no other thread waits for all of them; each has a fate."""
+        checker = getattr(self._own, "checker", None)
+        if checker is None:
+            # What a checker has learned is one thread's own.
+            checker = self._own.checker = replace(self._checker, shapes=Shapes())
+        checked = Checked([], [], [])
+        for start in range(0, len(lines), MAX_EVENTS):
+            part = checker.check([line + b"\n" for line in lines[start : start + MAX_EVENTS]], now, memory)
+            checked.groups += part.groups
+            checked.held += part.held
+            checked.fates += part.fates
+            checked.repeated += part.repeated
+        return checked
+
     def _hindrance(self, *, roomy: bool) -> str | None:
         """Return why nothing can be taken now; None when it can."""
         if self._stopping():
@@ -147,40 +177,49 @@ class Ingest:
     def _read_closely(self, content_type: str | None, body: bytes, now: float) -> Response | list[bytes]:
         """Read a body as Polar does; return what is wrong with it, or its events, each of them fine alone."""
         # Built on first use: the usual body never comes here, and the daemon stays small.
-        from pydantic import ValidationError  # noqa: PLC0415
-
         from agent import ingest_body  # noqa: PLC0415
-        from agent.schema import BodyError, PoisonError  # noqa: PLC0415
+        from agent.schema import BodyError  # noqa: PLC0415
 
-        latest = datetime.fromtimestamp(now + self._checker.future_tolerance, UTC)
-        value: Any = None
         try:
-            value = ingest_body.parse_body(content_type, body)
-            ingest_body.check_body(value, latest)
+            detail = self._schema_findings(content_type, body, now)
         except ingest_body.UnreadableError as error:
             if error.error is None:
                 return as_json(400, ingest_body.BAD_REQUEST)
             return _unprocessable(error.error, error.detail)
-        except ValidationError as error:
-            detail = ingest_body.schema_errors(error, value)
-            if isinstance(value, dict) and isinstance(value.get("events"), list):
-                self._count(detail, ingest_body.event_texts(body, value), now)
-            return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
         except BodyError as error:
             detail = [{"type": "json_invalid", "loc": ["body"], "msg": str(error), "input": {}}]
+        if detail:
+            if any(len(entry["loc"]) > 2 for entry in detail):
+                self._count(detail, ingest_body.event_texts(body), now)
             return _unprocessable(ingest_body.SCHEMA_ERROR, detail)
-        except PoisonError:
-            pass  # the check of each event says which one it is
-        lines = [text.encode("utf-8", "surrogatepass") for text in ingest_body.event_texts(body, value)]
-        detail = []
-        for index, line in enumerate(lines):
-            why = self._why(line, now)
-            if why is not None:
-                detail.append(_finding(index, why, value))
+        lines = [text.encode("utf-8", "surrogatepass") for text in ingest_body.event_texts(body)]
+        reasons = ((index, self._why(line, now)) for index, line in enumerate(lines))
+        found = (_finding(index, why, lines[index]) for index, why in reasons if why is not None)
+        detail = list(islice(found, _MOST_FINDINGS))
         if not detail:
             return lines
         self._count(detail, lines, now)
         return _unprocessable(ingest_body.SECOND_STAGE_ERROR, detail)
+
+    def _schema_findings(self, content_type: str | None, body: bytes, now: float) -> list[dict[str, Any]]:
+        """Return what the schema finds; nothing when Polar would fail before it has found all."""
+        from pydantic import ValidationError  # noqa: PLC0415  # as above
+
+        from agent import ingest_body  # noqa: PLC0415
+        from agent.schema import PoisonError  # noqa: PLC0415
+
+        latest = datetime.fromtimestamp(now + self._checker.future_tolerance, UTC)
+        detail: list[dict[str, Any]] = []
+        for start, part in ingest_body.parse_parts(content_type, body):
+            try:
+                ingest_body.check_body(part, latest)
+            except ValidationError as error:
+                detail += ingest_body.schema_errors(error, part, start)
+            except PoisonError:
+                return []  # the check of each event says which one it is
+            if len(detail) >= _MOST_FINDINGS:
+                break
+        return detail
 
     def _conflict(self, refused: Sequence[tuple[int, Refusal]], now: float) -> Response:
         """Return what is wrong with events that are fine, each of them alone."""
@@ -188,7 +227,8 @@ class Ingest:
 
         self._refuse(len(refused), [why for _, why in refused[:REFUSALS_AT_ONCE]], now)
         return _unprocessable(
-            ingest_body.SECOND_STAGE_ERROR, [_finding(index, why, None) for index, why in refused]
+            ingest_body.SECOND_STAGE_ERROR,
+            [_finding(index, why, b"") for index, why in refused[:_MOST_FINDINGS]],
         )
 
     def _why(self, line: bytes, now: float) -> Refusal | None:
@@ -216,6 +256,11 @@ class Ingest:
         self._write(Append([], [], refused=count, dropped=0, done=lambda _: None, patient=True))
 
 
+def _refused(checked: Checked) -> list[tuple[int, Refusal]]:
+    """Return the refused events of a check in which each had a fate, by their index."""
+    return [(index, fate.refused[0][1]) for index, fate in enumerate(checked.fates) if fate.refused]
+
+
 def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
     """Return the events of a body without a closer look; None when it needs one."""
     if (content_type or "").partition(";")[0].strip().lower() != JSON:
@@ -226,14 +271,14 @@ def _usual_lines(content_type: str | None, body: bytes) -> list[bytes] | None:
         return None
 
 
-def _finding(index: int, why: Refusal, value: Any) -> dict[str, Any]:
+def _finding(index: int, why: Refusal, line: bytes) -> dict[str, Any]:
     """Return a refusal of ours in Polar's form."""
     from agent import ingest_body  # noqa: PLC0415  # as above
 
     if why.loc == ("organization_id",):
         if why.type == "missing":
             return ingest_body.organization_missing(index)
-        return ingest_body.organization_given(index, str(value["events"][index].get("organization_id")))
+        return ingest_body.organization_given(index, str(json.loads(line).get("organization_id")))
     return ingest_body.event_error(why.type, index, why.loc, why.msg, None)
 
 

@@ -80,7 +80,7 @@ def ingest(emulator: Emulator, token: Token, content_type: str | None, body: byt
         event.external_id in faults.poison_external_ids for event in events
     ):
         return plain_error(faults.poison_status)
-    inserted = _store(emulator, events, event_texts(body, value), now)
+    inserted = _store(emulator, events, event_texts(body), now)
     return JSONResponse({"inserted": inserted, "duplicates": len(events) - inserted})
 
 

@@ -52,6 +52,10 @@ class InOrder:
         """See `agent.seen.Seen`."""
         return self._ours().ask(identity, line)
 
+    def knows(self, identity: str) -> bool:
+        """See `agent.seen.Seen`."""
+        return self._ours().knows(identity)
+
     def _ours(self) -> Lasting:
         """Return what came lately, once nobody else adds to it."""
         if not self._alone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.clock import NOON
@@ -17,6 +17,9 @@ from agent.meters import Meters
 from agent.seen import Seen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.event import Checked
     from agent.writer import Append
 
 BODY = json.dumps({"events": [{"name": "usage", "external_customer_id": "c"}]}).encode()
@@ -34,9 +37,15 @@ def body(*events: tuple[str, int]) -> bytes:
     ).encode()
 
 
-def answer(data: bytes = BODY, *, durable: bool = True, seen: Seen | None = None) -> Response:
+def answer(
+    data: bytes = BODY,
+    *,
+    durable: bool = True,
+    seen: Seen | None = None,
+    order: threading.Lock | None = None,
+) -> Response:
     """Return the answer when the writer made the events durable, or could not."""
-    order = threading.Lock()
+    order = order or threading.Lock()
 
     def append(one: Append) -> None:
         appended.append((one, order.locked()))
@@ -111,3 +120,76 @@ def test_a_conflict_is_found_in_a_body_that_took_a_closer_look() -> None:
     odd = body(("a", 2)).decode().replace('"name"', customer + '"name"')
 
     assert answer(odd.encode(), seen=seen).status == 422
+
+
+# -- large requests ------------------------------------------------------------------------
+
+
+class Watched(Seen):
+    """Has something else happen when it is asked first."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def first_repeat(self, ids: Iterable[str]) -> int:
+        found = super().first_repeat(ids)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            meanwhile()
+        return found
+
+
+def test_others_take_their_turn_while_a_large_request_is_checked() -> None:
+    order = threading.Lock()
+    free: list[bool] = []
+    checks = Checker.check
+
+    def check(*args: Any) -> Checked:
+        free.append(not order.locked())
+        return checks(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checker, "check", check)
+        answer(body(*((str(number), 1) for number in range(2_500))), order=order)
+
+    assert all(free)
+    assert len(free) > 1
+
+
+@pytest.mark.parametrize(("content", "told"), [(1, (1, 1)), (2, None)])
+def test_an_event_that_came_on_another_way_during_the_check_is_known(
+    content: int, told: tuple[int, int] | None
+) -> None:
+    seen = Watched()
+
+    def meanwhile() -> None:
+        line = body(("a", content)).removeprefix(b'{"events": [').removesuffix(b"]}")
+        Checker().check([line + b"\n"], NOON, seen)
+
+    seen.meanwhile = meanwhile
+    response = answer(body(("a", 1), ("b", 1)), seen=seen)
+
+    if told is None:
+        assert response.status == 422
+    else:
+        assert counts(response) == told
+
+
+@pytest.mark.parametrize("bad", ['"name": 5', '"name": "x", "metadata": {"n": NaN}'])
+def test_what_is_wrong_with_very_many_events_is_told_for_the_first_thousands(bad: str) -> None:
+    """All of it would take a gigabyte for a request of ten megabytes."""
+    event = '{"external_customer_id": "c", ' + bad + "}"
+    response = answer(('{"events": [' + ",".join([event] * 12_000) + "]}").encode())
+
+    assert response.status == 422
+    places = [entry["loc"][2] for entry in json.loads(response.body)["detail"]]
+    assert places == sorted(places)
+    assert (places[0], 9_000 <= len(places) < 12_000) == (0, True)
+
+
+def test_what_is_wrong_is_told_by_its_place_in_the_whole_request() -> None:
+    events = [b'{"name":"n","external_customer_id":"c"}'] * 1_200
+    events[700] = b'{"name":"n"}'
+    events[1_100] = b'{"name":5,"external_customer_id":"c"}'
+    response = answer(b'{"events":[' + b",".join(events) + b"]}")
+
+    assert {entry["loc"][2] for entry in json.loads(response.body)["detail"]} == {700, 1_100}

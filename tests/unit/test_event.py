@@ -8,6 +8,7 @@ import string
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import process_time
 from uuid import UUID
 
 import pytest
@@ -748,6 +749,19 @@ def test_held_lines_leave_the_others_their_order():
     assert accepted(checked) == [at(-3), at(-2), at(-1)]
     assert [line for _, line in checked.held] == [at(30), at(20)]
     assert [number for number, _ in checked.fates[0].refused] == [6]
+
+
+def test_held_lines_cost_no_more_each_the_more_come_together():
+    """A large request of them kept everybody else waiting for so long that the agent was ended as stuck."""
+
+    def seconds(count):
+        lines = [at(1 + number % 50) for number in range(count)]
+        began = process_time()
+        assert len(check(*lines).held) == count
+        return process_time() - began
+
+    seconds(10)
+    assert seconds(4_000) < 40 * seconds(400)
 
 
 @pytest.mark.parametrize("written", [b"%d", b"%d.5", b'"%d"', b"%d000"])

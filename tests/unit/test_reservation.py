@@ -54,3 +54,22 @@ def test_of_requests_that_bring_the_same_at_one_moment_one_event_is_remembered()
     for name in "abc":
         assert seen.ask(name, line(name, 1).strip()) is True
     assert seen.ask("d", line("d", 1).strip()) is None
+
+
+def test_answers_stand_until_what_they_rest_on_changes() -> None:
+    seen, checker = Seen(), Checker()
+    checker.check([line("old", 1)], NOON, seen)
+    reserved = Reservation(seen)
+    checker.check([line("new", 1) + line("old", 1)], NOON, reserved)
+    assert reserved.stands()
+
+    other = Reservation(seen)
+    checker.check([line("new", 2)], NOON, other)
+    other.keep()
+    assert not reserved.stands(), "what was new is known now"
+
+    repeat = Reservation(seen)
+    checker.check([line("old", 1)], NOON, repeat)
+    assert repeat.stands()
+    seen.forget(["old"])
+    assert not repeat.stands(), "what came before is forgotten"
