@@ -1,7 +1,7 @@
 """A flusher that is stepped by hand, with a server that answers when the test says so.
 
-Its sender threads are real, yet nothing depends on how they are scheduled: a request
-waits for the answer that the test gives it, and `Desk` waits until the flusher has it.
+There are no threads in it, unless a test asks for them: `ByHand` stands in for the threads
+that carry requests, and a request is answered by a call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.capacity import Limits
 from agent.flusher import Flusher, Options
+from agent.flusher.senders import Result, Senders
 from agent.pace import Pace
 from agent.queue import Change
 from agent.queue.memory import MemoryQueue
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
-    from agent.batch import Body
+    from agent.batch import Batch, Body
+    from agent.clock import Clock
     from agent.queue import Chunk
 
 PATIENCE = 20.0
@@ -36,10 +38,12 @@ PATIENCE = 20.0
 class Request:
     """One request that reached the server."""
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, body: Body) -> None:
+        self.unmade = body
+        """As it was handed over: its bytes are made when it is sent."""
+        self.body = bytes(body)
         self._answered = threading.Event()
-        self._outcome: Outcome | Exception | None = None
+        self._outcome: Outcome | None = None
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -54,12 +58,10 @@ class Request:
     def wait(self) -> Outcome:
         """Wait for the answer; the sender's thread."""
         assert self._answered.wait(PATIENCE), "the test did not answer a request"
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
         assert self._outcome is not None
         return self._outcome
 
-    def answer(self, outcome: Outcome | Exception) -> None:
+    def answer(self, outcome: Outcome) -> None:
         """Give the answer; the test's thread."""
         self._outcome = outcome
         self._answered.set()
@@ -69,8 +71,41 @@ class Request:
         return self._answered.is_set()
 
 
+class ByHand(Senders):
+    """In place of the threads that carry requests: each waits until the test answers it.
+
+    Args:
+        clock: for the time that requests take.
+        wake: set when a result is there.
+    """
+
+    def __init__(self, clock: Clock, wake: threading.Event) -> None:
+        super().__init__(ScriptedSender, clock, wake)
+        self._under_way: dict[Request, tuple[int, Batch | None, float]] = {}
+        self._new: list[Request] = []
+        self.requests: list[Request] = []
+
+    def send(self, number: int, batch: Batch | None, body: Body) -> None:
+        request = Request(body)
+        self._under_way[request] = (number, batch, self._clock.monotonic())
+        self.in_flight += 1
+        self._new.append(request)
+        self.requests.append(request)
+
+    def taken(self) -> list[Request]:
+        """Return the requests that were sent since the last time."""
+        new, self._new = self._new, []
+        return new
+
+    def answer(self, request: Request, outcome: Outcome) -> None:
+        """Have a request answered."""
+        number, batch, sent_at = self._under_way.pop(request)
+        self._results.append(Result(number, batch, outcome, sent_at, self._clock.monotonic()))
+        self._wake.set()
+
+
 class ScriptedSender:
-    """Keeps each request until the test answers it."""
+    """Keeps each request until the test answers it; for the real threads."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -78,7 +113,7 @@ class ScriptedSender:
         self.closed = False
 
     def ingest(self, body: Body) -> Outcome:
-        request = Request(bytes(body))
+        request = Request(body)
         with self.arrived:
             if self.closed:
                 return BROKEN
@@ -128,9 +163,18 @@ class Settings:
 
 
 class Desk:
-    """Queue, writer and flusher in one thread, with the fake clock."""
+    """Queue, writer and flusher in one thread, with the fake clock.
 
-    def __init__(self, directory: Path, clock: FakeClock | None = None, **choices: Any) -> None:
+    Args:
+        directory: whose free space counts.
+        clock: another clock.
+        threads: real threads carry the requests, to `sender`.
+        choices: settings.
+    """
+
+    def __init__(
+        self, directory: Path, clock: FakeClock | None = None, *, threads: bool = False, **choices: Any
+    ) -> None:
         settings = Settings(**choices)
         self.clock = FakeClock() if clock is None else clock
         self.queue = CountingQueue()
@@ -158,7 +202,10 @@ class Desk:
             ),
             token=lambda: self.token,
         )
-        self._taken = 0
+        self.requests = ByHand(self.clock, self.flusher._wake)
+        self._threads = threads
+        if not threads:
+            self.flusher._senders = self.requests
         self._unanswered: list[Request] = []
 
     def _committed(self, events: int) -> None:
@@ -166,15 +213,12 @@ class Desk:
             self.flusher.notify(events)
 
     def close(self) -> None:
-        """End the sender threads."""
-        self.sender.close()
-        if self.writer.alive:
-            self.writer.stop()
-        if self.flusher._thread.ident is None:
-            # It was stepped by hand: let its thread do nothing but end the senders.
-            self.flusher._stopping = True
-            self.flusher.start()
-        self.flusher.stop()
+        """End all threads."""
+        if self._threads:
+            self.sender.close()
+            if self.writer.alive:
+                self.writer.stop()
+            self.flusher.stop()
 
     # -- the queue -----------------------------------------------------------------------
 
@@ -216,25 +260,16 @@ class Desk:
 
     def taken(self) -> list[Request]:
         """Return the requests that were sent since the last time."""
-        expected = self.flusher.delivery.requests
-        sender = self.sender
-        with sender.arrived:
-            came = sender.arrived.wait_for(lambda: len(sender.requests) >= expected, PATIENCE)
-            assert came, "a request did not reach the server"
-            new = sender.requests[self._taken : expected]
-        self._taken = expected
-        return sorted(new, key=lambda request: _place(request.names))
+        return sorted(self.requests.taken(), key=lambda request: _place(request.names))
 
     def request(self) -> Request:
         """Step; return the one request that this brought."""
         (request,) = self.sent()
         return request
 
-    def answer(self, request: Request, outcome: Outcome | Exception) -> None:
-        """Answer a request, and wait until the flusher has the answer; it acts on it in its next step."""
-        self.flusher._wake.clear()
-        request.answer(outcome)
-        assert self.flusher._wake.wait(PATIENCE), "an answer did not reach the flusher"
+    def answer(self, request: Request, outcome: Outcome) -> None:
+        """Answer a request; the flusher acts on it in its next step."""
+        self.requests.answer(request, outcome)
 
     # -- many steps ----------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.emulator.app import create_app
@@ -25,17 +26,20 @@ from agent.emulator.auth import Token
 from agent.emulator.faults import Faults
 from agent.emulator.options import Options
 from agent.emulator.state import Emulator
+from agent.guard import Guard
 from agent.pipeline import Pipeline
+from agent.queue import Change
 from agent.settings import Settings
 from agent.writer import Append
 from support.clock import FakeClock
-from support.delivery import PATIENCE, ScriptedSender
+from support.delivery import ByHand
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from agent.batch import Body
     from support.delivery import Request
 
 _NUMBER = re.compile(r'"n": ?(\d+)')
@@ -61,6 +65,11 @@ class LocalClock:
         return self._world.wait(event, seconds)
 
 
+async def _at_once(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
+    """Call what the server would give to another thread: there is but one here."""
+    return function(*args)
+
+
 @dataclass
 class Way:
     """What lies between the agents and the server, and answers in its place.
@@ -78,15 +87,30 @@ class Way:
     seconds: float = 0.0
 
 
-class _Pipeline(Pipeline):
-    """The real one, but for the HTTP client."""
+class _Road:
+    """The way of one agent's requests to the server, in place of the HTTP client."""
 
-    def __init__(self, settings: Settings, clock: LocalClock, sender: ScriptedSender) -> None:
-        self.sender = sender
-        super().__init__(settings, clock)
+    def __init__(self, world: World, agent: Agent) -> None:
+        self._world = world
+        self._agent = agent
+        self.took = 0.0
+        """How long the last batch was under way, but for the latency."""
 
-    def client(self) -> ScriptedSender:
-        return self.sender
+    def ingest(self, unmade: Body) -> Outcome:
+        world, way, body = self._world, self._world.way, bytes(unmade)
+        self.took = 0.0
+        if way is None or world.chance.random() >= way.share:
+            return world.call("POST", "/v1/events/ingest", self._agent.token, body)
+        if way.stored:
+            world.call("POST", "/v1/events/ingest", self._agent.token, body)
+        self.took = way.seconds
+        return way.outcome
+
+    def forward(self, target: str) -> Outcome:
+        return self._world.call("GET", target, self._agent.token)
+
+    def close(self) -> None:
+        pass
 
 
 class Agent:
@@ -111,12 +135,20 @@ class Agent:
         self._start()
 
     def _start(self) -> None:
-        self._pipeline = _Pipeline(self._settings, self.clock, ScriptedSender())
-        self._pipeline.flusher._pace.chance = self._world.chance.random
-        self._taken = 0
-        self.wait: float | None = 0.0
-        self.flusher = self._pipeline.flusher
+        self._road = _Road(self._world, self)
+        self._pipeline = Pipeline(self._settings, self.clock)
         self.queue = self._pipeline.queue
+        self._guard = Guard(
+            self._road,
+            known=lambda: self.queue.organization,
+            remember=lambda organization: self.queue.commit(Change(organization=organization)) and None,
+            token=self._pipeline.token.current,
+            clock=self.clock,
+        )
+        self.flusher = self._pipeline.flusher
+        self.flusher._pace.chance = self._world.chance.random
+        self._requests = self.flusher._senders = ByHand(self.clock, self.flusher._wake)
+        self.wait: float | None = 0.0
         self.server_clock = self._pipeline.server_clock
 
     def send(self, events: Iterable[dict[str, Any]]) -> None:
@@ -136,20 +168,15 @@ class Agent:
         """Let it do what it can; return the requests that this brought."""
         self.wait = self.flusher.step()
         self._pipeline.writer.step()
-        expected = self.flusher.delivery.requests
-        sender = self._pipeline.sender
-        with sender.arrived:
-            came = sender.arrived.wait_for(lambda: len(sender.requests) >= expected, PATIENCE)
-            assert came, "a request did not leave"
-            new = sender.requests[self._taken : expected]
-        self._taken = expected
-        return new
+        return self._requests.taken()
+
+    def serve(self, request: Request) -> tuple[Outcome, float]:
+        """Let a request go its way; return what comes back, and after how many seconds."""
+        return self._guard.ingest(request.unmade), self._road.took
 
     def answer(self, request: Request, outcome: Outcome) -> None:
         """Let an answer come in."""
-        self.flusher._wake.clear()
-        request.answer(outcome)
-        assert self.flusher._wake.wait(PATIENCE), "an answer did not come in"
+        self._requests.answer(request, outcome)
 
     @property
     def oldest_age(self) -> float:
@@ -163,7 +190,6 @@ class Agent:
     def kill(self) -> None:
         """End it without any goodbye: what is not committed is gone."""
         self.life += 1
-        self.flusher._senders.close()
         self.queue.close()
         self._pipeline._lock.release()
 
@@ -289,15 +315,7 @@ class World:
 
     def _arrive(self, agent: Agent, request: Request) -> None:
         """Serve a request; its answer comes later."""
-        way = self.way
-        hit = way is not None and self.chance.random() < way.share
-        outcome: Outcome
-        if way is not None and hit:
-            if way.stored:
-                self._post(request.body, agent.token)
-            outcome, took = way.outcome, way.seconds
-        else:
-            outcome, took = self._post(request.body, agent.token), 0.0
+        outcome, took = agent.serve(request)
         now = self.clock.monotonic()
         self.requests.append((now, agent, request.body.count(b'"external_customer_id"'), outcome))
         item = (now + took + self.latency, next(self._order), agent, agent.life, request, outcome)
@@ -313,23 +331,21 @@ class World:
                 came = True
         return came
 
-    def _post(self, body: bytes, token: str | None) -> Outcome:
+    def call(self, method: str, target: str, token: str | None, body: bytes = b"") -> Outcome:
         """Give a request to the emulator's application."""
         if token is None:
             return NoAnswer("token", "there is no access token to send")
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "authorization": f"Bearer {token}",
-            "polar-version": "2026-04",
-        }
+        headers = {"authorization": f"Bearer {token}", "polar-version": "2026-04"}
+        if body:
+            headers |= {"content-type": "application/json", "content-length": str(len(body))}
+        path, _, query = target.partition("?")
         scope = {
             "type": "http",
-            "method": "POST",
+            "method": method,
             "scheme": "http",
-            "path": "/v1/events/ingest",
-            "raw_path": b"/v1/events/ingest",
-            "query_string": b"",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
             "root_path": "",
             "http_version": "1.1",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
@@ -345,7 +361,8 @@ class World:
         async def send(message: dict[str, Any]) -> None:
             outgoing.append(message)
 
-        self._loop.run(self._app(scope, receive, send))
+        with patch("anyio.to_thread.run_sync", _at_once):
+            self._loop.run(self._app(scope, receive, send))
         if not outgoing:
             return NoAnswer("broken", "the connection broke: reset")
         answered = {name.decode(): value.decode() for name, value in outgoing[0]["headers"]}

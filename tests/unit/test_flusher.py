@@ -645,7 +645,7 @@ def test_a_lone_event_is_not_buried_while_nothing_shows_that_others_pass(desk: D
     desk.put("alone")
     server = Polar(poison={"alone"}, status=status)
 
-    desk.run(server, seconds=6 * 3600)
+    desk.run(server, seconds=7200)
 
     assert desk.dead == []
     assert desk.pending == ["alone"]
@@ -744,7 +744,7 @@ def test_a_size_that_a_user_chose_is_the_most(make: Callable[..., Desk]) -> None
 def test_another_size_of_batches_counts_from_the_next_one_on(make: Callable[..., Desk]) -> None:
     desk = make(max_batch_events=500)
     fill(desk, 3_000, chunk=500)
-    desk.run(Polar(), until=lambda: bool(desk.sender.requests))
+    desk.run(Polar(), until=lambda: bool(desk.requests.requests))
 
     desk.flusher.configure(
         dataclasses.replace(desk.flusher._options, max_batch_events=100, batch_ceiling=100)
@@ -926,19 +926,20 @@ def test_trouble_kills_no_event_and_all_is_delivered_afterwards(
 def test_trouble_that_comes_and_goes_kills_no_event(
     make: Callable[..., Desk], outcome: Outcome, size: int
 ) -> None:
+    count = 64 if size > 1 else 16
     desk = make(max_batch_events=size, max_in_flight=2)
-    fill(desk, 64, chunk=size)
+    fill(desk, count, chunk=size)
     server = Polar()
     while desk.queue.books().pending:
         server.outage = outcome
-        desk.run(server, seconds=600)
+        desk.run(server, seconds=300)
         server.outage = None
         # Something passes, and it is back.
         goal = len(server.stored) + 1
         desk.run(server, until=lambda goal=goal: len(server.stored) >= goal, seconds=3600)
 
     assert desk.dead == []
-    assert counts(desk.queue.books()) == {"accepted": 64, "delivered": 64}
+    assert counts(desk.queue.books()) == {"accepted": count, "delivered": count}
 
 
 @each({"500": SERVER_DOWN, **REFUSALS})
@@ -950,7 +951,7 @@ def test_a_server_that_takes_nothing_but_empty_batches_kills_no_event(
     desk = make(max_batch_events=size, max_in_flight=2)
     fill(desk, 64, chunk=size)
 
-    desk.run(lambda request: outcome if request.names else ok(0), seconds=6 * 3600)
+    desk.run(lambda request: outcome if request.names else ok(0), seconds=7200)
 
     assert desk.dead == []
     assert len(desk.pending) == 64
@@ -1041,18 +1042,6 @@ def test_a_server_that_fails_after_it_worked_is_left_alone_soon(make: Callable[.
     desk.run(server)
     assert desk.dead == []
     assert len(server.stored) == 400
-
-
-def test_a_client_that_fails_by_a_mistake_of_ours_costs_no_event(desk: Desk) -> None:
-    everything = fill(desk, 4)
-
-    desk.answer(desk.request(), RuntimeError("a mistake"))
-    desk.step()
-
-    assert desk.pending == everything
-    assert desk.flusher.delivery.last_error == "RuntimeError in the HTTP client"
-    desk.run(Polar())
-    assert desk.pending == []
 
 
 # -- how long it waits -------------------------------------------------------------------
@@ -1470,7 +1459,7 @@ def test_it_tells_since_when_it_is_in_trouble(desk: Desk) -> None:
 @pytest.fixture
 def live(make: Callable[..., Desk]) -> Desk:
     """A desk in real time, with its threads; the queue holds one full batch."""
-    desk = make(clock=SystemClock())
+    desk = make(clock=SystemClock(), threads=True)
     desk.put("a", "b", "c", "d")
     desk.writer.start()
     desk.flusher.start()
@@ -1512,7 +1501,7 @@ def test_an_answer_that_came_before_the_end_is_settled(live: Desk, monkeypatch: 
 
 
 def test_it_stops_before_any_request_was_made(make: Callable[..., Desk]) -> None:
-    desk = make(clock=SystemClock())
+    desk = make(clock=SystemClock(), threads=True)
     desk.flusher.start()
 
     desk.flusher.stop()
