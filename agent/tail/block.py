@@ -16,6 +16,8 @@ import msgspec
 from agent.tail.identity import BOM, HEAD_BYTES, HEAD_LINES, TAIL_BYTES, head_lines, is_timed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.queue import Checkpoint
 
 _SLACK = len(BOM) + len(b"\r\n")
@@ -48,6 +50,7 @@ class Block:
         size: how many bytes it takes in the file.
         last: the bytes before the place behind it, as many as a checkpoint wants to know.
         ended: the line that is passed over ends here.
+        before: the bytes before it that its checkpoint knows.
     """
 
     kind: Kind
@@ -55,6 +58,7 @@ class Block:
     size: int = 0
     last: bytes = b""
     ended: bool = False
+    before: bytes = b""
 
 
 def read_bytes(max_line_bytes: int, preferred: int) -> int:
@@ -88,7 +92,8 @@ def next_block(
     if not end and not final:
         return Block(Kind.PARTIAL)
     size = end or len(rest)
-    return Block(Kind.LINES, rest[: end - 1] if end else rest, size, _last(before, rest, size))
+    lines = rest[: end - 1] if end else rest
+    return Block(Kind.LINES, lines, size, _last(before, rest, size), before=before)
 
 
 def is_changed(at: Checkpoint, before: bytes) -> bool:
@@ -96,15 +101,29 @@ def is_changed(at: Checkpoint, before: bytes) -> bool:
     return len(before) < at.tail_bytes or crc32(before) != at.tail_crc
 
 
-def beginning(block: Block, before: bytes, length: int) -> Block:
-    """Return the first lines of a block of lines.
+def beginning(block: Block, length: int) -> Block:
+    """Return the first lines of a block of lines, so many bytes with the newline of the last one."""
+    part = block.data[: length - 1]
+    return Block(Kind.LINES, part, length, _last(block.before, block.data, length), before=block.before)
+
+
+def pieces(lines: bytes, most: int) -> Iterator[tuple[int, bytes]]:
+    """Cut lines into pieces: yield where each begins, and its lines.
 
     Args:
-        block: it.
-        before: the bytes before it that its checkpoint knows.
-        length: of the lines, bytes.
+        lines: joined by newlines.
+        most: so many bytes has a piece, unless one line is longer.
     """
-    return Block(Kind.LINES, block.data[: length - 1], length, _last(before, block.data, length))
+    start = 0
+    while len(lines) - start > most:
+        end = lines.rfind(b"\n", start, start + most + 1)
+        if end < 0:
+            end = lines.find(b"\n", start + most)
+        if end < 0:
+            break
+        yield start, lines[start:end]
+        start = end + 1
+    yield start, lines[start:] if start else lines
 
 
 def wants_head(at: Checkpoint) -> bool:

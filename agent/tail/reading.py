@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,8 @@ import msgspec
 
 from agent.errors import reason_of
 from agent.logs import get
-from agent.tail.block import Block, Kind, advance, beginning, next_block, wants_head
+from agent.tail.block import Block, Kind, advance, beginning, next_block, pieces, wants_head
 from agent.tail.identity import HEAD_BYTES
-from agent.tail.marks import nothing
 from agent.tail.order import InOrder
 from agent.tail.tailed import Key, Tailed, shown
 from agent.tail.taking import Place, Taken, Taking
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from agent.tail.marks import Marks
     from agent.writer import Writer
 
+_PIECE_BYTES = 256 * 1024
+"""So much is checked at once: what is made of more does not stay in the processor's caches."""
+_MOST_IN_FLIGHT = 2 << 20
 _CROWDED = "there is no room for more dead letters: refused lines wait in their files"
 _CROWDED_HINT = "see `agent dead list`; then retry, or export and purge, or raise max_dead_letters"
 
@@ -69,6 +72,9 @@ class Reading:
         self._room_for_letters = room_for_letters
         self._letters_handed = 0  # to the writer
         self._letters_written = 0  # by it
+        self._bytes_handed = 0
+        self._bytes_written = 0
+        self._room = threading.Event()
         self._crowded: dict[Key, str] = {}  # files whose next line would be one dead letter too many
         self._log = get("tail")
         self.taken = 0
@@ -102,26 +108,24 @@ class Reading:
         assert file is not None  # noqa: S101 - as above
         # Nothing may fail once events are remembered: lines that are read again would repeat them.
         head = file.read(0, HEAD_BYTES) if wants_head(at) else b""
-        taking = self._takings[tailed.table]
         place = Place(at.id, at.path, at.offset, at.line)
-        wall = self._clock.wall()
-        skipping = False
+        taken, wall = Taken(), self._clock.wall()
+        skipping = block.kind is not Kind.LINES and not block.ended
+        size = block.size
         if block.kind is Kind.LINES:
-            taken = taking.take(place, block.data, seen, now=self._server_now(), wall=wall)
+            stopped = self._take_lines(taken, tailed.table, place, block.data, seen)
+            size = size if stopped is None else stopped
         else:
-            taken = Taken(lines=int(block.ended))
-            skipping = not block.ended
+            taken.lines = int(block.ended)
             if block.kind is Kind.TOO_LONG:
-                taken.letters = [taking.too_long(place, block.data, wall=wall)]
-        room = self._letters_room() if taken.letters else 0
-        if len(taken.letters) > room:
-            # The file keeps the line that would be one too many, and what is behind it.
+                taken.letters = [self._takings[tailed.table].too_long(place, block.data, wall=wall)]
+                size = size if self._letters_room() else 0
+        if size < block.size:
+            # The file keeps the line that would be one dead letter too many, and what is behind it.
             self._crowd(tailed)
-            fitting = (taken.letters[room].offset or 0) - at.offset
-            if fitting <= 0:
+            if not size:
                 return False
-            block = beginning(block, file.read(at.offset - at.tail_bytes, at.tail_bytes), fitting)
-            taken = taking.take(place, block.data, seen, now=self._server_now(), wall=wall)
+            block = beginning(block, size)
         after = advance(at, block, head, lines=taken.lines)
         after = msgspec.structs.replace(
             after,
@@ -133,22 +137,41 @@ class Reading:
             self._log.warning("lines of a file are refused: see `agent dead list`", path=at.path)
         self.taken += block.size
         self._marks.put(tailed, after)
-        self._hand_over(taken, after)
+        self._hand_over(taken, block.size, after)
         return True
 
-    def _hand_over(self, taken: Taken, after: Checkpoint) -> None:
-        """Give the writer what became of a block, and the checkpoint behind it."""
-        letters = len(taken.letters)
-        self._letters_handed += letters
-        if taken.reserved is not None:
-            taken.reserved.keep()
+    def _take_lines(self, taken: Taken, table: int, place: Place, lines: bytes, seen: InOrder) -> int | None:
+        """Take lines up to one that would be a dead letter too many.
+
+        Returns:
+            Where that one begins, from the first on; None when there is none.
+        """
+        room = self._letters_room()
+        take = partial(self._takings[table].take, now=self._server_now(), wall=self._clock.wall())
+        for start, piece in pieces(lines, _PIECE_BYTES):
+            line = None if place.line is None else place.line + taken.lines
+            here = place._replace(offset=place.offset + start, line=line)
+            more = take(here, piece, seen)
+            left = room - len(taken.letters)
+            if len(more.letters) > left:
+                fitting = (more.letters[left].offset or 0) - here.offset
+                if fitting:
+                    taken.add(take(here, piece[: fitting - 1], seen))
+                return start + fitting
+            taken.add(more)
+        return None
+
+    def _hand_over(self, taken: Taken, size: int, after: Checkpoint) -> None:
+        """Give the writer what became of a block of so many bytes, and the checkpoint behind it."""
+        self._letters_handed += len(taken.letters)
+        self._bytes_handed += size
         self._writer.append(
             Append(
                 taken.groups,
                 taken.held,
                 0,
                 0,
-                partial(self._wrote_letters, letters) if letters else nothing,
+                partial(self._wrote, size, len(taken.letters)),
                 patient=True,
                 source="tail",
                 letters=taken.letters,
@@ -156,6 +179,13 @@ class Reading:
                 repeated=taken.repeated,
             )
         )
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """Wait until not too much of what was handed over waits for the disk."""
+        self._room.clear()
+        if self._bytes_handed - self._bytes_written <= _MOST_IN_FLIGHT:
+            return True
+        return self._clock.wait(self._room, seconds)
 
     def uncrowded(self) -> list[Key]:
         """Return the files that waited for room for their dead letters, once there is some."""
@@ -175,10 +205,12 @@ class Reading:
         """Return how many more dead letters may be made."""
         return max(0, self._room_for_letters() - (self._letters_handed - self._letters_written))
 
-    def _wrote_letters(self, count: int, durable: bool) -> None:
-        """Note that dead letters are in the books; in the writer's thread."""
+    def _wrote(self, size: int, letters: int, durable: bool) -> None:
+        """Note that a block is in the books, and its dead letters; in the writer's thread."""
         del durable
-        self._letters_written += count
+        self._letters_written += letters
+        self._bytes_written += size
+        self._room.set()
 
     def problems(self) -> list[tuple[str, str]]:
         """Return the paths of files that wait, and why; from any thread."""

@@ -80,7 +80,7 @@ class Tail:
         queue_max_bytes: int,
         room_for_letters: Callable[[], int] = lambda: sys.maxsize,
         watch: Watch | None = None,
-        block_bytes: int = 256 * 1024,
+        block_bytes: int = 1 << 20,
     ) -> None:
         self._writer = writer
         self._queue = queue
@@ -299,7 +299,8 @@ class Tail:
         while (self._ready or self._backlog) and not self._stopped.is_set():
             if not self._has_room():
                 return False
-            if not self._writer.wait_for_room(_READ_SECONDS):
+            room = self._writer.wait_for_room(_READ_SECONDS)
+            if not (room and self._shelf.reading.wait_for_room(_READ_SECONDS)):
                 return True
             turn_of = self._ready or self._backlog
             key = next(iter(turn_of))

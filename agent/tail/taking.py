@@ -53,7 +53,7 @@ class Taken:
         letters: the refused lines.
         lines: how many lines the block has, blank ones included.
         repeated: how many of them repeat an event that came lately.
-        reserved: events to be remembered once it is sure that the block is taken; None when they are.
+        reserved: events to be remembered once it is sure that they are taken; None when they are.
     """
 
     groups: list[tuple[bytes, int]] = field(default_factory=list)
@@ -68,6 +68,16 @@ class Taken:
         """How many lines were not blank."""
         taken = sum(count for _, count in self.groups) + len(self.held)
         return taken + len(self.letters) + self.repeated
+
+    def add(self, more: Taken) -> None:
+        """Add what became of the lines behind these, which are surely taken."""
+        if more.reserved is not None:
+            more.reserved.keep()
+        self.groups += more.groups
+        self.held += more.held
+        self.letters += more.letters
+        self.lines += more.lines
+        self.repeated += more.repeated
 
 
 class _Ids:

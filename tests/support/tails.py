@@ -72,7 +72,7 @@ class Desk:
         self.queue = queue or MemoryQueue()
         self.max_line_bytes = limits.get("max_line_bytes", 256 * 1024)
         self.max_bytes = limits.get("max_bytes", 1 << 40)
-        self.block_bytes = limits.get("block_bytes", 256 * 1024)
+        self.block_bytes = limits.get("block_bytes", 1 << 20)
         self.max_dead_letters = limits.get("max_dead_letters", 1 << 40)
         self.clock = Moments()
         self.start()

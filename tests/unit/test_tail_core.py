@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.queues import checkpoint_of
-from support.tails import line
+from support.tails import Desk, line
 
 from agent.event import Checker
 from agent.seen import Seen
 from agent.tail import Table, identity
-from agent.tail.block import Kind, advance, next_block
+from agent.tail.block import Kind, advance, next_block, pieces
 from agent.tail.glob import excluder, find
 from agent.tail.known import KnownFiles
 from agent.tail.recognition import Act, Bytes, Known, Newcomer, State, recognise
@@ -137,6 +137,35 @@ def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
     block = next_block(after, b"x" * after.tail_bytes, b"xx\nnext\n", 100)
 
     assert (block.kind, block.data, block.ended) == (Kind.SKIPPED, b"xx\n", True)
+
+
+@given(
+    st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), min_size=1), st.integers(1, 20)
+)
+def test_pieces_of_lines_are_whole_lines_and_short_where_they_can_be(lines: list[bytes], most: int) -> None:
+    text = b"\n".join(lines)
+    cut = list(pieces(text, most))
+
+    assert b"\n".join(piece for _, piece in cut) == text
+    assert all(text[start:].startswith(piece) for start, piece in cut)
+    assert all(len(piece) <= most or b"\n" not in piece for _, piece in cut)
+
+
+def test_no_more_is_read_than_a_bound_while_nothing_is_written(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.tail.reading._MOST_IN_FLIGHT", 100)
+    desk = Desk(tmp_path, max_line_bytes=50, block_bytes=1)
+    (tmp_path / "log").write_bytes(line("a") * 100)
+    for _ in range(20):
+        desk.look()
+    (file,) = desk.tail.status()["files"]
+    assert 100 < file["offset"] < 300
+
+    desk.settle(10)
+
+    assert len(desk.names()) == 100
+    desk.close()
 
 
 @pytest.mark.parametrize("data", [b"", b"one", b"one\ntwX\n", b"XXX\ntwo\nthree\n"])

@@ -79,9 +79,11 @@ def test_lines_that_are_read_again_after_a_kill_are_neither_duplicates_nor_confl
     assert (books.accepted, books.duplicates, books.dead) == (3, 0, 1)
 
 
+@pytest.mark.parametrize("piece", [1, 1 << 20], ids=["checked one by one", "checked together"])
 def test_lines_behind_one_that_waits_for_room_are_not_remembered_before_they_are_taken(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
+    monkeypatch.setattr("agent.tail.reading._PIECE_BYTES", piece)
     desk = Desk(tmp_path, max_dead_letters=0)
     (tmp_path / "log").write_bytes(named("a", "1") + named("b", "1") + named("c", "2"))
     desk.settle()
