@@ -13,11 +13,16 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from agent.daemon import call
+from agent.errors import DaemonError
+from support import emulators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PATIENCE = 30.0
 TOKEN = "polar_oat_test"
@@ -65,7 +70,7 @@ class Product:
         self.set(**settings)
         self.prefix: list[str] = []
         """What stands before every command: see `support.small_disk`."""
-        self.emulator: subprocess.Popen[str] | None = None
+        self.emulator: emulators.EmulatorProcess | None = None
         self.daemon: subprocess.Popen[str] | None = None
         self.log = directory / "daemon.log"
 
@@ -78,18 +83,9 @@ class Product:
 
     def start_emulator(self, *options: str) -> None:
         """Start it, on the same port and data as before."""
-        self.emulator = self.spawn(
-            "emulator",
-            "--listen",
-            f"127.0.0.1:{self._port}",
-            "--data",
-            str(self.directory / "polar.db"),
-            *options,
-            stdout=subprocess.PIPE,
-        )
-        assert self.emulator.stdout is not None
-        line = self.emulator.stdout.readline()
-        assert line.startswith("emulator ready"), line
+        data = str(self.directory / "polar.db")
+        self.emulator = emulators.start(["--listen", f"127.0.0.1:{self._port}", "--data", data, *options])
+        self._processes = [*getattr(self, "_processes", []), self.emulator]
 
     def stop_emulator(self, number: int = signal.SIGTERM) -> None:
         """Stop it; its events stay in its file."""
@@ -167,10 +163,19 @@ class Product:
         )
 
     def status(self) -> dict[str, Any]:
-        """Return `agent status --json`."""
+        """Return what `agent status --json` tells: from the daemon, if one answers."""
+        with suppress(DaemonError):
+            answer = call(self._api_socket, "GET", "/status", timeout=PATIENCE)
+            if answer is not None:
+                return {name: part for name, part in answer.items() if name != "health"}
         done = self.run("status", "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    @property
+    def _api_socket(self) -> Path:
+        named = self.environ.get("POLAR_AGENT_API_SOCKET_PATH")
+        return Path(named) if named else Path(self.environ["POLAR_AGENT_SOCKET_PATH"]).with_name("api.sock")
 
     def close(self) -> None:
         """End everything that still runs."""
@@ -245,7 +250,7 @@ def balanced(status: dict[str, Any]) -> bool:
     return ledger["accepted"] == status["queue"]["events"] + ends
 
 
-def _end(process: subprocess.Popen[str], number: int) -> int:
+def _end(process: subprocess.Popen[str] | emulators.EmulatorProcess, number: int) -> int:
     if process.poll() is None:
         process.send_signal(number)
     return process.wait(PATIENCE)
