@@ -48,7 +48,7 @@ class Confined(Product):
         assert self.daemon.poll() is None, self.log.read_text()
 
     def wait_until_drained(self) -> None:
-        wait_until(lambda: not self.pending(), what="an empty queue")
+        wait_until(lambda: not self.polled()["queue"]["events"], what="an empty queue")
 
     def assert_all_accounted(self, loads: list[Load], *, dropped: int = 0) -> None:
         """Deliver what is left, and compare."""
@@ -221,7 +221,7 @@ def test_commands_work_on_a_full_disk(product: Confined) -> None:
     line.acked(2)
     line.close()
     load = Load(product.socket, "a")
-    wait_until(lambda: product.status()["queue"]["dead"] == 2, what="two dead letters")
+    wait_until(lambda: product.polled()["queue"]["dead"] == 2, what="two dead letters")
     product.faults(status=503, share=1.0)
     load.wait_until_told()
     product.disk.fill()

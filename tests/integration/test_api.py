@@ -106,7 +106,7 @@ def test_an_id_that_comes_twice_in_a_call_counts_as_a_duplicate_as_with_polar(
 
     assert api("POST", INGEST, {"events": events}).json() == {"inserted": 3, "duplicates": 1}
 
-    wait_until(lambda: product.status()["queue"]["events"] == 0)
+    wait_until(lambda: product.polled()["queue"]["events"] == 0)
     ledger = product.status()["ledger"]
     assert (ledger["delivered"], ledger["duplicates"]) == (3, 1)
 
@@ -117,7 +117,7 @@ def test_one_bad_event_refuses_all_and_nothing_is_kept(lonely: Caller, product: 
     assert answer.status == 422
     status = product.status()
     assert status["queue"]["events"] == 0
-    wait_until(lambda: product.status()["ledger"]["refused"] == 1)
+    wait_until(lambda: product.polled()["ledger"]["refused"] == 1)
     assert product.status()["ledger"]["accepted"] == 0
 
 

@@ -153,7 +153,7 @@ def test_status_tells_people_what_is_wrong_and_what_to_do(product: Product) -> N
     product.start_daemon()
     send(product, GOOD)
 
-    wait_until(lambda: product.status()["delivery"]["state"] == "blocked")
+    wait_until(lambda: product.polled()["delivery"]["state"] == "blocked")
     text = product.run("status").stdout
 
     assert "blocked" in text
@@ -168,11 +168,11 @@ def test_delivery_goes_on_by_itself_when_the_token_file_is_mended(product: Produ
     product.start_emulator("--token", TOKEN)
     product.start_daemon()
     send(product, GOOD)
-    wait_until(lambda: product.status()["delivery"]["state"] == "blocked")
+    wait_until(lambda: product.polled()["delivery"]["state"] == "blocked")
 
     token.write_text(TOKEN + "\n")
 
-    wait_until(lambda: product.status()["ledger"]["delivered"] == 1)
+    wait_until(lambda: product.polled()["ledger"]["delivered"] == 1)
     assert product.status()["delivery"]["last_error"] is None
 
 
@@ -185,12 +185,12 @@ def buried(product: Product) -> Iterator[Product]:
     product.start_emulator()
     product.start_daemon()
     send(product, GOOD | {"external_id": "a"}, STRANGER, GOOD | {"external_id": "b"})
-    wait_until(lambda: product.status()["queue"]["dead"] == 1)
+    wait_until(lambda: product.polled()["queue"]["dead"] == 1)
     return product
 
 
 def test_what_only_polar_can_refuse_becomes_a_dead_letter_and_the_rest_arrives(buried: Product) -> None:
-    wait_until(lambda: buried.status()["queue"]["events"] == 0)
+    wait_until(lambda: buried.polled()["queue"]["events"] == 0)
 
     (letter,) = json.loads(buried.run("dead", "list", "--json").stdout)["items"]
 
@@ -330,7 +330,7 @@ def test_a_daemon_without_a_token_takes_events_and_says_what_is_missing(product:
     product.start_daemon()
     send(product, GOOD)
 
-    wait_until(lambda: product.status()["delivery"]["state"] == "blocked")
+    wait_until(lambda: product.polled()["delivery"]["state"] == "blocked")
 
     assert "POLAR_ACCESS_TOKEN" in product.status()["delivery"]["last_error"]
     assert "POLAR_ACCESS_TOKEN" in product.log.read_text()
@@ -345,7 +345,7 @@ def test_logs_hold_neither_the_token_nor_what_events_hold(product: Product) -> N
     line.send(b'{"name":"s3cret-bad"}\n')
     line.answer()
     line.close()
-    wait_until(lambda: product.status()["queue"]["dead"] == 1)
+    wait_until(lambda: product.polled()["queue"]["dead"] == 1)
     product.stop_daemon()
 
     log = product.log.read_text()

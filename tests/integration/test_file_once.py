@@ -101,7 +101,7 @@ def test_a_run_that_was_interrupted_is_repeated_and_each_line_is_stored_once(rea
     append(log, *(line("n", timestamp=f"2026-01-01T00:00:00.{n:06}Z") for n in range(lines)))
     ready.faults(latency_ms=5)
     first = ready.spawn("send", "--file-once", str(log))
-    wait_until(lambda: ready.status()["ledger"]["accepted"] > 0, what="a part of it")
+    wait_until(lambda: ready.polled()["ledger"]["accepted"] > 0, what="a part of it")
     ready.stop_daemon(signal.SIGKILL)
     first.kill()
     ready.start_daemon()
@@ -109,7 +109,7 @@ def test_a_run_that_was_interrupted_is_repeated_and_each_line_is_stored_once(rea
     done = ready.run("send", "--file-once", str(log))
 
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: ready.status()["queue"]["events"] == 0, seconds=60, what="all of it")
+    wait_until(lambda: ready.polled()["queue"]["events"] == 0, seconds=60, what="all of it")
     assert ready.stats()["events_stored"] == lines
 
 

@@ -185,7 +185,7 @@ def test_the_metrics_of_a_daemon_at_work_agree_with_its_books(product: Product) 
     line.send(*[GOOD] * 20, {"name": 1})
     line.acked(21)
     api("POST", "/v1/events/ingest", {"events": [GOOD] * 5})
-    wait_until(lambda: product.status()["ledger"]["delivered"] == 25)
+    wait_until(lambda: product.polled()["ledger"]["delivered"] == 25)
 
     answer = api("GET", "/metrics")
 

@@ -113,7 +113,7 @@ def readers(product: Product) -> Iterator[list[subprocess.Popen[str]]]:
     product.start_emulator()
     product.start_daemon()
     send(product, event(0), event(1) | {"external_customer_id": None, "customer_id": STRANGER})
-    wait_until(lambda: product.status()["queue"]["dead"] == 1, what="a dead letter")
+    wait_until(lambda: product.polled()["queue"]["dead"] == 1, what="a dead letter")
     readers = start_readers(product)
     yield readers
     for process in readers:
@@ -285,7 +285,7 @@ def shifted(tmp_path: Path) -> Iterator[ShiftedProduct]:
     product.start_emulator()
     product.start_daemon()
     send(product, *map(event, range(5)))
-    wait_until(lambda: product.status()["ledger"]["delivered"] == 5, what="the server's first answers")
+    wait_until(lambda: product.polled()["ledger"]["delivered"] == 5, what="the server's first answers")
     yield product
     product.close()
 

@@ -36,8 +36,8 @@ def port(product: Product) -> int:
     assert api("POST", "/v1/events/ingest", {"events": [GOOD] * 1234}).status == 200
     assert api("POST", "/v1/events/ingest", {"events": [{"name": "usage"}]}).status == 422
     assert api("POST", "/v1/events/ingest", {"events": [STRANGER]}).status == 200
-    wait_until(lambda: product.status()["queue"]["dead"] == 1)
-    wait_until(lambda: product.status()["queue"]["events"] == 0)
+    wait_until(lambda: product.polled()["queue"]["dead"] == 1)
+    wait_until(lambda: product.polled()["queue"]["events"] == 0)
     return port
 
 
@@ -90,7 +90,7 @@ def test_a_dead_letter_is_retried_by_its_button(product: Product, port: int, bro
     browser.evaluate("document.querySelector('#dead tbody button').click()")
 
     browser.wait("document.querySelector('#dead').hidden")
-    wait_until(lambda: product.status()["ledger"]["delivered"] == 1235)
+    wait_until(lambda: product.polled()["ledger"]["delivered"] == 1235)
     assert product.status()["queue"]["dead"] == 0
 
 

@@ -118,7 +118,7 @@ def test_a_resend_after_a_broken_connection_is_acknowledged(daemon: Product, lin
     first = Line(daemon.socket)
     first.send(*events)
     first.close()  # without a look at the acks
-    wait_until(lambda: daemon.status()["queue"]["events"] == 5_000)
+    wait_until(lambda: daemon.polled()["queue"]["events"] == 5_000)
 
     line.send(*events)
 

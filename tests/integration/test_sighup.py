@@ -101,7 +101,7 @@ def test_a_mended_token_is_used_at_once(product, config):
     line.send(EVENT)
     line.acked(1)
     line.close()
-    wait_until(lambda: product.status()["delivery"]["state"] == "blocked", what="the block")
+    wait_until(lambda: product.polled()["delivery"]["state"] == "blocked", what="the block")
     config.write_text(f'access_token = "{TOKEN}"\nflush_interval = "10ms"\n')
 
     reload(product, "the settings were reloaded")
@@ -223,7 +223,7 @@ def test_a_terminal_that_is_closed_ends_the_daemon(product):
     product.daemon = product.spawn("run", stderr=slave)
     os.close(slave)
     wait_until(product.socket.exists, what="the socket")
-    wait_until(lambda: product.status()["daemon"]["running"], what="the daemon")
+    wait_until(lambda: product.polled()["daemon"]["running"], what="the daemon")
     os.close(master)
 
     product.daemon.send_signal(signal.SIGHUP)

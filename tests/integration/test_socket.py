@@ -251,7 +251,7 @@ def test_a_producer_that_never_reads_blocks_no_one(line: Line, daemon: Product) 
 
     assert reader.answer() == {"ack": 1}
     reader.close()
-    assert wait_until(lambda: daemon.status()["ledger"]["refused"] == 50 * 2001)
+    assert wait_until(lambda: daemon.polled()["ledger"]["refused"] == 50 * 2001)
 
 
 def test_a_thousand_producers_at_once_are_all_served(product: Product) -> None:
@@ -377,7 +377,7 @@ def test_only_users_on_the_list_may_send(product: Product) -> None:
 
 
 def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(daemon: Product) -> None:
-    pid = wait_until(lambda: daemon.status()["daemon"]["pid"], what="a daemon that runs")
+    pid = wait_until(lambda: daemon.polled()["daemon"]["pid"], what="a daemon that runs")
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     line = Line(daemon.socket)

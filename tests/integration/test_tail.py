@@ -91,7 +91,7 @@ def test_a_refused_line_is_a_dead_letter_with_its_place_and_can_be_mended(
 ) -> None:
     append(logs / "app.log", line("fine"), b'{"name":"lame"}\n', b"no json\n")
     product.start_daemon()
-    wait_until(lambda: product.status()["queue"]["dead"] == 2)
+    wait_until(lambda: product.polled()["queue"]["dead"] == 2)
 
     listed = json.loads(product.run("dead", "list", "--json").stdout)["items"]
     lame = next(item for item in listed if item["name"] == "lame")
@@ -118,7 +118,7 @@ def test_another_queue_reads_the_same_lines_under_the_same_ids(product: Product,
     product.set(tail__0__path=str(logs / "copy.log"))
 
     product.start_daemon()
-    wait_until(lambda: product.status()["ledger"]["duplicates"] == 50)
+    wait_until(lambda: product.polled()["ledger"]["duplicates"] == 50)
 
     assert product.stats()["events_stored"] == 50
 
@@ -138,7 +138,7 @@ def test_status_and_reset(product: Product, logs: Path) -> None:
     done = product.run("tail", "reset", str(logs / "app.log"))
 
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: product.status()["ledger"]["duplicates"] == 2)
+    wait_until(lambda: product.polled()["ledger"]["duplicates"] == 2)
     assert stored(product) == {"1": 1, "2": 1}
     assert product.run("tail", "reset", "/no/such/file").returncode == 1
     product.stop_daemon()

@@ -86,7 +86,7 @@ def test_what_an_older_version_took_is_delivered_once_or_a_dead_letter(
     product.start_emulator()
     product.start_daemon()
 
-    wait_until(lambda: product.status()["queue"]["events"] == 2, what="delivery of all but what is not due")
+    wait_until(lambda: product.polled()["queue"]["events"] == 2, what="delivery of all but what is not due")
 
     # Those without a filler have an empty one, which the server refuses.
     stored = [event["external_id"] for event in product.stored()]

@@ -163,14 +163,18 @@ class Product:
         )
 
     def status(self) -> dict[str, Any]:
-        """Return what `agent status --json` tells: from the daemon, if one answers."""
-        with suppress(DaemonError):
-            answer = call(self._api_socket, "GET", "/status", timeout=PATIENCE)
-            if answer is not None:
-                return {name: part for name, part in answer.items() if name != "health"}
+        """Return `agent status --json`."""
         done = self.run("status", "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def polled(self) -> dict[str, Any]:
+        """Return the same for `wait_until`: without a process, where a daemon answers."""
+        with suppress(DaemonError):
+            answer = call(self._api_socket, "GET", "/status", timeout=PATIENCE)
+            if answer is not None:
+                return answer
+        return self.status()
 
     @property
     def _api_socket(self) -> Path:
