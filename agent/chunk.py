@@ -66,7 +66,7 @@ class Chunk:
         lines = self.lines
         codec, payload = _PLAIN, lines
         if len(lines) >= _WORTH_COMPRESSING:
-            packed: bytes = lz4.block.compress(lines, "fast", acceleration=4, store_size=False)
+            packed: bytes = lz4.block.compress(lines, store_size=False)
             if len(packed) < len(lines):
                 codec, payload = _LZ4, packed
         head = _HEAD.pack(_MAGIC, VERSION, codec, self.count, len(lines), self.arrived_ms, self.due_ms)

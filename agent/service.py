@@ -25,7 +25,7 @@ from agent.errors import AgentError, hint_of, reason_of
 from agent.history import History
 from agent.logs import configure, get
 from agent.pipeline import Pipeline
-from agent.process import measure
+from agent.process import keep_freed_memory, measure
 from agent.prometheus import render
 from agent.reload import changes, merged
 from agent.settings_child import load_anew
@@ -182,6 +182,7 @@ class Service:
         # What was made so far stays: the collector of garbage need not look at it again.
         gc.collect()
         gc.freeze()
+        keep_freed_memory()
         self._notifier.ready(self._in_a_line())
         return api
 

@@ -9,6 +9,7 @@ anything else in it is not read at all.
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -68,7 +69,7 @@ class Shapes:
     def __init__(self) -> None:
         self.trusted = False
         self._decoder: msgspec.json.Decoder[Any] | None = None
-        self._keys: frozenset[str] = frozenset()
+        self._keys: dict[str, None] = {}
         self._with_costs = False
         self._with_ids = False
         self._with_times = False
@@ -128,16 +129,17 @@ class Shapes:
         with_ids, with_times = found.with_ids, found.with_times
         if with_ids is None or with_times is None:
             return
-        seen = frozenset().union(*filter(None, map(_metadata_of, found.events)))
-        keys = self._keys | seen
+        # In the order in which they come, which is that in which the reader looks for them.
+        seen = dict.fromkeys(chain.from_iterable(filter(None, map(_metadata_of, found.events))))
+        keys = seen | self._keys
         if len(keys) > _MOST_KEYS:
             keys = seen
         if len(keys) > _MOST_KEYS or not all(map(_may_be_a_field, keys)):
-            self._keys = frozenset()
+            self._keys = {}
             return
         self._keys, self._with_ids, self._with_times = keys, with_ids, with_times
         self._with_costs = "_cost" in keys
-        self._decoder = msgspec.json.Decoder(_event_type(sorted(keys), with_ids, with_times))
+        self._decoder = msgspec.json.Decoder(_event_type(keys, with_ids, with_times))
 
 
 _KINDS: Final = {"_cost": ("cost", _Cost), "_llm": ("llm", _Llm)}

@@ -147,7 +147,7 @@ class Intake:
 
         Args:
             room: what it may have.
-            in_flight: how many requests are under way: the more there are, the fuller is the next.
+            in_flight: how many requests are under way: the more there are, the fuller is the next one.
             urgent: whatever is there is enough.
             fill: cut chunks to make it full.
         """
@@ -155,7 +155,7 @@ class Intake:
         self._read(room)
         if not backlog.parts:
             return Lack(1, _READ_AGAIN_SECONDS if self.trouble else None)
-        enough = min(room.events, options.max_batch_events << in_flight)
+        enough = min(room.events, options.max_batch_events << 2 * in_flight)
         if not backlog.full(enough, room.bytes) and not urgent:
             arrived = backlog.parts[0].lease.chunk.arrived_ms / 1000
             age = self._clock.wall() - arrived
