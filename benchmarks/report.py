@@ -23,7 +23,7 @@ every daemon alike, and CPU seconds are higher; only the ratios hold.
 
 ## Repeat it
 
-    make bench                         # a few minutes
+    make bench                         # a few minutes; says at the end of each bar whether it is met
     make bench ARGS=--full             # with 10 million events and backlogs of that size
     make bench ARGS='--write'          # the same, and this page
     make bench ARGS='--store'          # for a release: what later runs are compared with
