@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agent.tail.tail import Tail
 
 _LOOK_SECONDS = 5.0
+_FIRST_LOOK_SECONDS = 5.0  # at files, until it is durable; a disk that refuses does not keep us from serving
 _LOST_SECONDS = 10.0
 STOP_SECONDS = 30.0
 """How much longer than `shutdown_timeout` stopping may take; then the process ends all the same."""
@@ -152,6 +153,7 @@ class Service:
         self._collector.start()
         if self.tail is not None:
             self.tail.start()
+            self.tail.wait_for_first_look(_FIRST_LOOK_SECONDS)
         settings = self._settings
         self._log.info(
             "ready",

@@ -91,7 +91,8 @@ class Arrivals:
             if tailed.from_end and known is None:
                 at = self._marks.at_end(tailed, at)
             tailed.from_end = False
-            self._marks.put(tailed, at, persist=at.offset > 0 or known is not None)
+            # Also before a line of it is taken: after a kill it is looked for where rotation put it.
+            self._marks.put(tailed, at, persist=True)
             before = (
                 self._marks.known.newest_at(at.place)
                 if known is None and tailed.state is State.LIVE

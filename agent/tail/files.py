@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+from typing import TYPE_CHECKING
 
 from agent.errors import reason_of
 from agent.logs import get
 from agent.tail.open_file import NotAFileError, open_file
 from agent.tail.recognition import State
 from agent.tail.tailed import Key, Tailed, key_of, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SHARE_OF_DESCRIPTORS = 0.5
 
@@ -29,7 +33,7 @@ class Files:
         self.owners: dict[str, Tailed] = {}
         self.warm: dict[Key, None] = {}
         self.polled = True
-        self._by_path: dict[str, list[Key]] = {}
+        self._by_path: dict[str, tuple[Key, ...]] = {}
         self._open_files = 0
         self._log = get("tail")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -108,9 +112,9 @@ class Files:
             tailed.polled = os.path.dirname(tailed.target) not in directories  # noqa: PTH120
             self.polled = self.polled or tailed.polled
 
-    def at(self, path: str) -> list[Key]:
+    def at(self, path: str) -> Sequence[Key]:
         """Return the files at a path, as of the last scan."""
-        return self._by_path.get(path, [])
+        return self._by_path.get(path, ())
 
     def away(self) -> list[Key]:
         """Return the files that are at no matched path."""
@@ -129,7 +133,7 @@ class Files:
         self._by_path = {}
         for key, tailed in self.by_key.items():
             for path in {tailed.path, tailed.target}:
-                self._by_path.setdefault(path, []).append(key)
+                self._by_path[path] = (*self._by_path.get(path, ()), key)
         return {
             os.path.dirname(tailed.target)  # noqa: PTH120
             for tailed in self.by_key.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -40,7 +39,7 @@ class KnownFiles:
 
     def __init__(self, checkpoints: Iterable[Checkpoint], standing: Callable[[str], Standing | None]) -> None:
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._alike: dict[str, set[str]] = defaultdict(set)
+        self._alike: dict[str, tuple[str, ...]] = {}  # ten thousand sets would be large
         self._newest: dict[str, Checkpoint] = {}
         self._since: dict[str, float] = {}
         self._forgotten: dict[str, float] = {}
@@ -52,7 +51,8 @@ class KnownFiles:
     def put(self, checkpoint: Checkpoint) -> None:
         """Remember how far a file is read."""
         if checkpoint.id not in self._checkpoints:
-            self._alike[fingerprint_of(checkpoint.id)].add(checkpoint.id)
+            mark = fingerprint_of(checkpoint.id)
+            self._alike[mark] = (*self._alike.get(mark, ()), checkpoint.id)
         self._checkpoints[checkpoint.id] = checkpoint
         since = checkpoint.last_line_at if checkpoint.since is None else checkpoint.since
         if since is not None:
@@ -166,6 +166,7 @@ class KnownFiles:
                 self._forgotten[place] = max(one.last_line_at, self._forgotten.get(place, 0.0))
             if place in self._newest and self._newest[place].id == name:
                 del self._newest[place]
-            self._alike[fingerprint_of(name)].discard(name)
+            mark = fingerprint_of(name)
+            self._alike[mark] = tuple(alike for alike in self._alike[mark] if alike != name)
             self._cut.pop(name, None)
         return names

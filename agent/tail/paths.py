@@ -78,6 +78,11 @@ class Paths:
         """Return the number of the table that a file's path belongs to; None when there is none any more."""
         return next((number for number, matches in enumerate(self._matching) if matches(lost.path)), None)
 
+    @property
+    def are_new(self) -> bool:
+        """True while the files of some table were never looked for."""
+        return any(first_seen(table.path) not in self._begun for table in self._tables)
+
     def begin(self) -> list[Checkpoint]:
         """Return the notes that the files of these tables were looked for: those that come later are new."""
         new = []
@@ -87,3 +92,21 @@ class Paths:
                 self._begun.add(name)
                 new.append(Checkpoint(id=name, path=shown(table.path), device=0, inode=0))
         return new
+
+
+class RealPaths:
+    """Follows symbolic links of many paths at one moment, those of each directory once."""
+
+    def __init__(self) -> None:
+        self._directories: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        """Return an absolute path without symbolic links; itself, where there are none in it."""
+        if os.path.islink(path):  # noqa: PTH114
+            return os.path.realpath(path)
+        directory, _, name = path.rpartition("/")
+        real = self._directories.get(directory)
+        if real is None:
+            real = self._directories[directory] = os.path.realpath(directory or "/")
+        # One text for both saves memory.
+        return path if real == directory else f"{real.rstrip('/')}/{name}"

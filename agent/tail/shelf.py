@@ -23,7 +23,7 @@ from agent.tail.block import Kind, read_bytes, rewound
 from agent.tail.endings import Endings
 from agent.tail.files import Files
 from agent.tail.marks import Marks
-from agent.tail.paths import Paths
+from agent.tail.paths import Paths, RealPaths
 from agent.tail.reading import Reading
 from agent.tail.recognition import State
 from agent.tail.report import document
@@ -110,6 +110,11 @@ class Shelf:
 
     # -- which files there are -----------------------------------------------------------
 
+    @property
+    def is_new(self) -> bool:
+        """True while some of the paths were never looked at."""
+        return self._paths.are_new
+
     def scan(self, now: float) -> list[Key]:
         """Look for files that came, went, or were renamed; return those that may have to be read."""
         seen, directories, problems = self._paths.find()
@@ -143,22 +148,25 @@ class Shelf:
         """
         changed: list[Key] = []
         rotated: list[Checkpoint] = []
+        real_path = RealPaths()
         for key, tailed in list(self.files.by_key.items()):
             was_live = tailed.state is State.LIVE
-            changed.extend(self._seen_again(tailed, seen.pop(key, None), now))
+            changed.extend(self._seen_again(tailed, seen.pop(key, None), real_path, now))
             if was_live and tailed.state is State.AWAY:
                 # One of which nothing was read yet may have been copied and emptied before it went.
                 known = tailed.at or self._marks.known.newest_at(shown(tailed.target))
                 rotated += [known] if known is not None else []
         for key, (paths, table) in seen.items():
-            tailed = Tailed(key, paths[0], os.path.realpath(paths[0]), table, changed=now)
+            tailed = Tailed(key, paths[0], real_path(paths[0]), table, changed=now)
             tailed.from_end = self._paths.starts_at_end(table)
             self.files.by_key[key] = tailed
             self.files.open(tailed)
             changed.append(key)
         return changed, rotated
 
-    def _seen_again(self, tailed: Tailed, seen: tuple[list[str], int] | None, now: float) -> Iterable[Key]:
+    def _seen_again(
+        self, tailed: Tailed, seen: tuple[list[str], int] | None, real_path: RealPaths, now: float
+    ) -> Iterable[Key]:
         """Note where a known file is now, if it is anywhere."""
         if seen is None:
             if tailed.state is State.LIVE:
@@ -172,7 +180,7 @@ class Shelf:
         tailed.origin = ""
         if tailed.path not in paths:
             tailed.path = paths[0]
-        tailed.target = os.path.realpath(tailed.path)
+        tailed.target = real_path(tailed.path)
         moved = before != (tailed.path, tailed.target)
         if moved and tailed.at is not None:
             self._marks.put(tailed, msgspec.structs.replace(tailed.at, **tailed.here), persist=True)

@@ -10,6 +10,7 @@ Its hold on what it reads is in `agent.tail.shelf`; here is when to look, and wh
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import sys
@@ -21,6 +22,7 @@ from agent.logs import get
 from agent.tail.shelf import Shelf
 from agent.tail.turn import Turn
 from agent.tail.watch import Watch
+from agent.writer import Append
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,11 +41,13 @@ _HOT_FOR = 10.0
 _TICK = 1.0
 _POLLED_ROUND = 10.0  # seconds in which each quiet file is looked at once
 _WATCHED_ROUND = 60.0
+_WATCHED_LOOKS = 20.0  # a second at most, at quiet files of which inotify tells when they change
 _SCAN_POLL = 1.0  # between two looks at directories that nobody watches
 _SCAN_ANYHOW = 60.0
 _SCAN_PAUSE = 0.1
 _RACY_SECONDS = 1.0
 _SCAN_SHARE = 50  # a scan that takes long is not repeated before so many times as long
+_ANYHOW_SHARE = 1000  # nor, when nothing tells of a change, before so many times as long
 _GATHER = 0.05
 _GATHER_BELOW = 64 * 1024
 _SHARE_OF_QUEUE = 0.5
@@ -109,6 +113,10 @@ class Tail:
         self._scan_anyhow = 0.0
         self._read = 0
         self._paused = ""
+        self._looked = threading.Event()
+        self._is_first_look = self._shelf.is_new
+        if not self._is_first_look:
+            self._looked.set()
         self._requests: deque[Callable[[], None]] = deque()
         self._stopped = threading.Event()
         self._selector = selectors.DefaultSelector()
@@ -124,6 +132,13 @@ class Tail:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def wait_for_first_look(self, seconds: float) -> bool:
+        """Wait until it is known for good which files are there; at once where that was so before.
+
+        What is at a path from then on is read, wherever it is rotated to, and whenever we are killed.
+        """
+        return self._clock.wait(self._looked, seconds)
 
     def stop(self) -> None:
         """Stop reading; what was read is with the writer, the rest stays in the files."""
@@ -273,9 +288,13 @@ class Tail:
         )
         self._shelf.files.set_watched(self._watched)
         self._quiet = deque(self._shelf.files.by_key)
+        if self._is_first_look:
+            self._is_first_look = False
+            # Behind the notes of what was found.
+            self._writer.append(Append([], [], 0, 0, lambda _: self._looked.set(), source="tail"))
         took = self._clock.monotonic() - now
         self._next_scan = now + max(_SCAN_PAUSE, took * _SCAN_SHARE)
-        self._scan_anyhow = now + max(_SCAN_ANYHOW, took * _SCAN_SHARE)
+        self._scan_anyhow = now + max(_SCAN_ANYHOW, took * _ANYHOW_SHARE)
 
     def _look_around(self, now: float) -> None:
         """Look at files that nobody watches: often at those that changed lately, at others now and then."""
@@ -285,11 +304,17 @@ class Tail:
                 self._ready[key] = None
         if now >= self._next_tick:
             self._next_tick = now + _TICK
-            seconds = _WATCHED_ROUND if self._watched and not self._shelf.files.polled else _POLLED_ROUND
             self._ready.update(dict.fromkeys(self._shelf.reading.uncrowded()))
-            for _ in range(-(-len(self._quiet) * int(_TICK) // int(seconds))):
+            for _ in range(self._looks_due()):
                 self._ready[self._quiet[0]] = None
                 self._quiet.rotate(-1)
+
+    def _looks_due(self) -> int:
+        """Return at how many quiet files to look in this tick."""
+        files = len(self._quiet)
+        if self._watched and not self._shelf.files.polled:
+            return math.ceil(min(files * _TICK / _WATCHED_ROUND, _WATCHED_LOOKS * _TICK))
+        return math.ceil(files * _TICK / _POLLED_ROUND)
 
     # -- reading -----------------------------------------------------------------------
 

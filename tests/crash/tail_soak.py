@@ -90,6 +90,8 @@ def run(product: Product, args: argparse.Namespace) -> bool:
     product.set(tail__0__path=str(log))
     product.start_emulator()
     product.start_daemon()
+    # Of files that are rotated away before the agent looked for the first time ever, nobody knows.
+    wait_until(lambda: '"message": "ready"' in product.log.read_text())
     chance = random.Random(args.seed)
     over = threading.Event()
     rotations = threading.Thread(target=rotate, args=(log, args.rotation, over))

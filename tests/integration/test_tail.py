@@ -86,6 +86,22 @@ def test_lines_of_a_file_arrive_and_survive_a_kill(product: Product, logs: Path)
     assert status["ledger"]["accepted"] == 3, "a line was read twice"
 
 
+def test_who_is_ready_has_looked_for_good(product: Product, logs: Path) -> None:
+    log = logs / "app.log"
+    log.touch()
+    product.start_daemon()
+    wait_until(lambda: '"message": "ready"' in product.log.read_text())
+    product.stop_daemon(signal.SIGKILL)
+    append(log, line("a"))
+    log.rename(logs / "app.log.1")
+    append(log, line("b"))
+
+    product.start_daemon()
+    wait_for(product, 2)
+
+    assert stored(product) == {"a": 1, "b": 1}
+
+
 def test_a_refused_line_is_a_dead_letter_with_its_place_and_can_be_mended(
     product: Product, logs: Path
 ) -> None:

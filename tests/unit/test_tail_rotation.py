@@ -70,3 +70,22 @@ def test_what_was_rotated_before_the_first_look_is_left_alone(desk: Desk, tmp_pa
     desk.settle(20)
 
     assert desk.names() == ["new"]
+
+
+def test_a_file_is_known_for_good_before_a_line_of_it_is_taken(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    desk = Desk(tmp_path, Table(str(log)), max_bytes=0)
+    desk.commit()  # the queue is full: nothing is read for now
+    append(log, "a")
+    desk.settle()
+    assert desk.names() == []
+    desk.kill()
+    log.rename(tmp_path / "app.log.1")
+    append(log, "b")
+    desk.max_bytes = 1 << 40
+
+    desk.start()
+    desk.settle(20)
+
+    assert sorted(desk.names()) == ["a", "b"]
+    desk.close()
