@@ -1,0 +1,225 @@
+"""What keeps a queue on disk whole in cases that seldom come together: each is held by one test."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from support.damage import DATABASE, LOG, reports, write
+from support.queues import chunk_of, delivered
+
+from agent import chunk
+from agent.errors import QueueError, QueueFullError, QueueLockedError
+from agent.lock import QueueLock
+from agent.queue import Change, ballast
+from agent.queue.ballast import Ballast
+from agent.queue.disk import DiskQueue
+from agent.queue.fault import fault
+from agent.queue.rows import FORMAT, META, seal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "queue"
+
+
+def disk_of(**changes: int) -> SimpleNamespace:
+    """Return what `statvfs` says of a disk with room."""
+    values = {"f_blocks": 25_600, "f_frsize": 4096, "f_bavail": 20_000, "f_files": 100, "f_favail": 50}
+    return SimpleNamespace(**{**values, "f_flag": 0, **changes})
+
+
+def refused(code: int) -> sqlite3.OperationalError:
+    """Return an error of SQLite's."""
+    error = sqlite3.OperationalError("refused")
+    error.sqlite_errorcode = code
+    return error
+
+
+# -- what the disk says ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "disk", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), {}, "the disk is full"),
+        (OSError(errno.EDQUOT, "x"), {}, "the disk is full"),
+        (refused(sqlite3.SQLITE_FULL), {}, "the disk is full"),
+        (refused(sqlite3.SQLITE_IOERR), {"f_bavail": 1}, "the disk is full"),
+        (refused(sqlite3.SQLITE_CANTOPEN), {"f_favail": 0}, "its inodes are used up"),
+        (OSError(errno.ENOSPC, "x"), {"f_favail": 0}, "its inodes are used up"),
+    ],
+)
+def test_a_disk_without_room_or_names_is_told_from_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, disk: dict[str, int], words: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(**disk))
+
+    told = fault("write", tmp_path, error)
+
+    assert isinstance(told, QueueFullError)
+    assert words in told.reason
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN])
+def test_a_disk_that_fails_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of())
+
+    assert not isinstance(fault("write", tmp_path, refused(code)), QueueFullError)
+
+
+# -- room --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "kept"), [(20_000, True), (500, False)])
+def test_room_that_is_there_counts_as_kept_where_no_file_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, *, kept: bool
+) -> None:
+    def no_names(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ballast, "_fill", no_names)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_bavail=free))
+
+    assert Ballast(tmp_path).keep() is kept
+
+
+def test_the_room_that_is_kept_is_given_to_what_adds_no_events_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        (key,) = queue.commit(Change(appends=[chunk_of("a")]))
+        queue.recover()
+        kept = (directory / "ballast").stat().st_size
+        commit = queue._commit
+
+        def full(change: Change) -> Any:
+            if (directory / "ballast").stat().st_size:
+                raise QueueFullError("write the queue", str(directory), "the disk is full")
+            return commit(change)
+
+        monkeypatch.setattr(queue, "_commit", full)
+        with pytest.raises(QueueFullError):
+            queue.commit(Change(appends=[chunk_of("b")]))
+        assert (directory / "ballast").stat().st_size == kept > 0
+
+        queue.commit(Change(settlements=[delivered(key)]))
+
+        assert queue.books().delivered == 1
+
+
+@pytest.mark.parametrize(("blocks", "most"), [(1 << 20, 3 * MIB), (8 * MIB // 4096, 5 * MIB // 4)])
+def test_the_log_never_grows_beyond_what_fits_into_the_room_that_is_kept(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, most: int
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_blocks=blocks))
+    with closing(DiskQueue(directory)) as queue:
+        for number in range(70):
+            lines = os.urandom(30_000).hex().encode()
+            queue.commit(Change(appends=[chunk.Chunk(lines, 1, number)]))
+
+        assert (directory / LOG).stat().st_size < most
+
+
+# -- newer -------------------------------------------------------------------------------
+
+
+class Newer(msgspec.Struct):
+    """The description of a queue that a later version made."""
+
+    format: int
+    server: str = ""
+
+
+def test_a_damaged_queue_of_a_newer_format_is_left_alone(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", filler=9000)]))
+        queue._cache.set(META, seal(META, Newer(FORMAT + 1)))
+    write(directory / DATABASE, 16, b"\xff" * 8)
+    before = (directory / DATABASE).read_bytes()
+
+    with pytest.raises(QueueError, match="newer version"):
+        DiskQueue(directory)
+
+    assert (directory / DATABASE).read_bytes() == before
+    assert not reports(directory)
+
+
+def test_a_damaged_queue_with_a_chunk_of_a_newer_version_is_left_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue, monkeypatch.context() as patch:
+        patch.setattr(chunk, "VERSION", chunk.VERSION + 1)
+        queue.commit(Change(appends=[chunk_of("a", filler=9000)]))
+    write(directory / DATABASE, 16, b"\xff" * 8)
+    before = (directory / DATABASE).read_bytes()
+
+    with pytest.raises(QueueError, match="newer version"):
+        DiskQueue(directory)
+
+    assert (directory / DATABASE).read_bytes() == before
+
+
+# -- whose events they are ---------------------------------------------------------------
+
+
+def test_the_organization_is_known_at_once_and_is_forgotten_with_the_last_event(directory: Path) -> None:
+    with closing(DiskQueue(directory, server="https://one")) as queue:
+        (key,) = queue.commit(Change(appends=[chunk_of("a")]))
+        queue.commit(Change(organization="ours"))
+        assert queue.organization == "ours"
+    with closing(DiskQueue(directory, server="https://one")) as queue:
+        assert queue.organization == "ours"
+        queue.commit(Change(settlements=[delivered(key)]))
+    with closing(DiskQueue(directory, server="https://one")) as queue:
+        assert queue.organization == ""
+
+
+# -- the lock ----------------------------------------------------------------------------
+
+
+def test_where_directories_cannot_be_locked_the_file_alone_keeps_others_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir()
+    flock = fcntl.flock
+
+    def no_directories(file: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", no_directories)
+    lock = QueueLock(directory)
+
+    with pytest.raises(QueueLockedError):
+        QueueLock(directory)
+    lock.release()
+    QueueLock(directory).release()
+
+
+# -- a row that is not there -------------------------------------------------------------
+
+
+def test_a_chunk_that_is_gone_when_it_is_settled_has_the_queue_mended(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        keys = queue.commit(Change(appends=[chunk_of("a"), chunk_of("b")]))
+        queue._cache.delete(keys[0])
+
+        queue.commit(Change(settlements=[delivered(keys[0])]))
+
+        assert len(reports(directory)) == 1
+        assert (queue.books().pending, queue.books().delivered) == (1, 1)
