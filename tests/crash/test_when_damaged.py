@@ -316,7 +316,7 @@ def test_each_step_of_a_rescue_is_on_the_disk_before_the_next_one_begins(
     directory = tmp_path / "killed"
     spoil(directory)
     steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
 
     def noted_fsync(file: int) -> None:
         fsync(file)
@@ -333,6 +333,11 @@ def test_each_step_of_a_rescue_is_on_the_disk_before_the_next_one_begins(
             raise KeyboardInterrupt
         return moved
 
+    def noted_rmtree(path: Path, **options: bool) -> None:
+        steps.extend([f"remove {path.name.partition('-2')[0]}"] if path.exists() else [])
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", noted_rmtree)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     if rescued:
@@ -350,7 +355,7 @@ def test_each_step_of_a_rescue_is_on_the_disk_before_the_next_one_begins(
     assert "sync killed" in steps[begun:first], "the outcome is not certain yet, and files are moved"
     assert steps[moved_in - 2 : moved_in] == ["sync quarantine", "sync killed"]
     assert away < moved_in
-    assert steps[moved_in + 1] == "sync killed"
+    assert steps[moved_in + 1 : moved_in + 3] == ["sync killed", "remove rescued"]
 
 
 # -- told --------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ import signal
 import socket
 import stat
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.processes import Line, Product, balanced, wait_until
+from support.processes import PATIENCE, Line, Product, balanced, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 GOOD = {"name": "usage", "external_customer_id": "c"}
 BAD = {"name": "usage"}
@@ -376,6 +376,12 @@ def test_only_users_on_the_list_may_send(product: Product) -> None:
         assert stranger.recv(1) == b""
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return what a process has used of the processor so far."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(daemon: Product) -> None:
     pid = wait_until(lambda: daemon.polled()["daemon"]["pid"], what="a daemon that runs")
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -383,7 +389,12 @@ def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(daem
     line = Line(daemon.socket)
     line.send(GOOD)
     wait_until(lambda: "cannot take connections" in daemon.log.read_text(), what="a message")
-    assert line.silent()
+    began = cpu_seconds(pid)
+    line.sock.settimeout(1.5)  # it tries every second
+    with pytest.raises(TimeoutError):
+        line.answer()
+    assert cpu_seconds(pid) - began < 0.1, "it tries without a pause"
+    line.sock.settimeout(PATIENCE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
     line.acked(1)
