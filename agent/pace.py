@@ -23,6 +23,8 @@ _HOLD_SECONDS = 15.0
 _LEAST_PER_MINUTE = 1.0
 _NEAR = 0.9  # of the share that was too much; from there on it grows slowly, as others use the limit, too
 _QUICKLY, _SLOWLY = 1.02, 1.0015  # for each batch that passes
+_CRAWL = 1 / 60  # of the budget: a rate so low tells of past trouble rather than of the limit,
+_FROM_A_CRAWL = 1.5  # and with growth by the batch, few batches a minute would keep it there for hours
 _FEW = 10  # batches; when so few pass between two warnings, the rate is far off
 _ONE = 0.999  # of a request; whoever kept the wait to the last bit must not wait again for rounding
 
@@ -112,7 +114,9 @@ class Pace:
         self.held = self.throttled = False
         self._passed += 1
         near = self._too_much * _NEAR
-        if self._share < near:
+        if self._share < _CRAWL:
+            self._share = min(_CRAWL, self._share * _FROM_A_CRAWL)
+        elif self._share < near:
             self._share = min(near, self._share * _QUICKLY)
         else:
             self._share = min(1.0, self._share * _SLOWLY)
@@ -127,7 +131,8 @@ class Pace:
     def too_fast(self, now: float, asked: float = 0.0) -> float:
         """The server's rate limit is used up; wait, and ask for less from now on."""
         if not self.throttled:
-            self._too_much = self._share
+            if self._passed >= _FEW:  # else it is the same trouble still, and tells nothing of the limit
+                self._too_much = self._share
             least = min(1.0, _LEAST_PER_MINUTE / self.requests_per_minute)
             self._share = max(least, self._share / (2 if self._passed >= _FEW else 4))
             self._passed = 0

@@ -220,6 +220,20 @@ def test_the_rate_never_falls_to_nothing():
     assert requests_in(warned, 1000.0, 600) >= 10
 
 
+def test_a_burst_of_refusals_is_overcome_within_minutes():
+    warned = pace(requests_per_minute=300.0)
+    for _ in range(10):
+        warned.too_fast(100.0, 1.0)
+        warned.succeeded()
+    now = 200.0
+    while now < 200.0 + 12 * 60:
+        now += max(warned.wait(now), 0.1)  # a server that takes a tenth of a second
+        warned.take(now)
+        warned.succeeded()
+
+    assert requests_in(warned, 2000.0, 60) >= 200
+
+
 def test_success_raises_the_rate_again_up_to_the_whole_budget():
     usual, warned = pace(), pace()
     warned.too_fast(100.0, 5.0)
