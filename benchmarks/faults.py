@@ -1,35 +1,37 @@
 """Measures what trouble costs: the daemon against the emulator, with faults and without.
 
-    python benchmarks/faults.py [--events 200000] [--batches 1000]
+    python benchmarks/faults.py [mix] [named] [unnamed] [agents] [--events 200000] [--batches 1000]
 
-First the same events without faults, and with 30 % errors of all kinds at 100 ms latency: the daemon's
-CPU for each event, and whether each event arrived exactly once. Then a poisoned event in each of many
-batches, named by the server and not: how much later the others arrive.
+- mix: the same events without faults, and with 30 % errors of all kinds at 100 ms latency: the daemon's
+  CPU for each event, its ratio, and whether each event arrived exactly once.
+- named: a poisoned event in each of many full batches, that the server names: how much later the last
+  of the others arrives than without poison.
+- unnamed: one in each twentieth batch, that breaks the server: how many requests each of them costs.
+- agents: three of one organization within its limit: how many requests are refused, and who waits how long.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from support.bad_road import HOLDING, KINDS, BadRoad
 from support.processes import Product, wait_until
 from targets import TICK
 
-ERRORS = {
-    "status": 503,
-    "share": 0.12,
-    "reset_share": 0.1,
-    "lose_answer_share": 0.1,
-    "latency_ms": 100,
-    "retry_after": "0",
-}
+BATCH = 500
+SPARSE = 20
+AGENTS, LIMIT, SMALL = 3, 300, 100
+UNSTEADY_SECONDS = 120
 
 
 def cpu(pid: int) -> float:
@@ -38,12 +40,16 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-def lines(events: int, every: int, poison: str) -> tuple[str, set[str]]:
+def lines(events: int, every: int, poison: str, prefix: str = "e") -> tuple[str, set[str]]:
     """Return events as NDJSON, and the ids of those that the server is to refuse."""
-    bad = {f"e{number}" for number in range(every // 2, events, every)} if every else set()
+    bad = {f"{prefix}{number}" for number in range(every // 2, events, every)} if every else set()
     text = []
     for number in range(events):
-        event = {"name": "usage", "external_customer_id": "c", "external_id": f"e{number}"}
+        event: dict[str, Any] = {
+            "name": "usage",
+            "external_customer_id": "c",
+            "external_id": f"{prefix}{number}",
+        }
         if poison == "named" and event["external_id"] in bad:
             del event["external_customer_id"]
             event["customer_id"] = "0b9a4e6c-3d3e-4a36-9e4c-1d1f5f6a7b8c"
@@ -52,43 +58,115 @@ def lines(events: int, every: int, poison: str) -> tuple[str, set[str]]:
     return "\n".join(text) + "\n", bad
 
 
-def run(events: int, faults: dict, *, every: int = 0, poison: str = "", **settings: object) -> dict:
+def run(
+    events: int,
+    *,
+    every: int = 0,
+    poison: str = "",
+    share: float = 0.0,
+    latency: float = 0.0,
+    **settings: Any,
+) -> dict[str, Any]:
     """Deliver events and compare each; return the figures."""
     with tempfile.TemporaryDirectory() as directory:
         product = Product(Path(directory), backoff_max=5, **settings)
         text, bad = lines(events, every, poison)
-        (product.directory / "events.ndjson").write_text(text)
+        file = product.directory / "events.ndjson"
+        file.write_text(text)
+        road = None
         try:
             product.start_emulator()
+            if share:
+                road = BadRoad(int(product.url.rpartition(":")[2]), share, (*KINDS, *HOLDING))
+                product.set(base_url=road.url)
             product.start_daemon()
-            if poison == "500":
-                faults = {**faults, "poison_external_ids": sorted(bad)}
-            if faults:
-                product.faults(**faults)
+            unnamed = sorted(bad) if poison == "unnamed" else []
+            product.faults(latency_ms=latency, poison_external_ids=unnamed)
             before, began = cpu(product.daemon.pid), time.monotonic()
-            sent = product.run("send", str(product.directory / "events.ndjson"))
+            sent = product.run("send", str(file))
             if sent.returncode:
                 raise SystemExit(sent.stderr)
             good = events - len(bad)
-            wait_until(lambda: product.stats()["events_stored"] >= good, seconds=3600, what="delivery")
+            looks: Counter[str] = Counter()
+
+            def delivered() -> bool:
+                delivery = product.status()["delivery"]
+                looks[f"{delivery['state']}: {delivery['last_error']}"] += 1
+                return product.stats()["events_stored"] >= good
+
+            wait_until(delivered, seconds=3600, what="delivery")
             seconds = time.monotonic() - began
-            wait_until(
-                lambda: product.status()["queue"]["events"] == 0, seconds=3600, what="the last settlement"
-            )
+            wait_until(lambda: product.status()["queue"]["events"] == 0, seconds=3600, what="settlement")
             used = cpu(product.daemon.pid) - before
             stored = Counter(event["external_id"] for event in product.stored())
-            status = product.status()
-            exact = stored == Counter({f"e{number}": 1 for number in range(events)}.keys() - bad)
-            return {
+            ledger = product.status()["ledger"]
+            figures = {
                 "seconds": round(seconds, 2),
                 "cpu_us_per_event": round(used / events * 1e6, 2),
-                "requests": product.stats()["requests"],
-                "exactly_once": exact,
-                "dead": status["ledger"]["dead"],
+                "requests": product.stats()["requests"] if road is None else road.met.total(),
+                "exactly_once": stored == Counter(f"e{number}" for number in range(events)) - Counter(bad),
+                "dead": ledger["dead"],
                 "expected_dead": len(bad),
+                "duplicates": ledger["duplicates"],
             }
+            if road is not None:
+                figures["in_trouble"] = round(1 - road.met[""] / road.met.total(), 2)
+                figures["troubles"] = dict(sorted(road.met.items()))
+            if unnamed:
+                figures["status_meanwhile"] = dict(looks)
+            return figures
         finally:
             product.close()
+            if road is not None:
+                road.close()
+
+
+def agents(events: int) -> dict[str, Any]:
+    """Deliver with several agents within the limit of one organization; return the figures."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = Product(Path(directory))
+        products = []
+        try:
+            server.start_emulator("--requests-per-minute", str(LIMIT))
+            for number in range(AGENTS):
+                own = Path(directory) / str(number)
+                own.mkdir()
+                product = Product(
+                    own, requests_per_minute=LIMIT * 0.6, base_url=server.url, max_batch_events=SMALL
+                )
+                text, _ = lines(events, 0, "", f"{number}-")
+                (own / "events.ndjson").write_text(text)
+                product.start_daemon()
+                products.append(product)
+            began = time.monotonic()
+            for product in products:
+                file = product.directory / "events.ndjson"
+                product.spawn("send", str(file), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            finished: dict[int, float] = {}
+            early: dict[str, Any] = {}
+
+            def ends() -> bool:
+                for number, product in enumerate(products):
+                    ledger = product.status()["ledger"]
+                    if number not in finished and ledger["delivered"] + ledger["duplicates"] == events:
+                        finished[number] = round(time.monotonic() - began, 1)
+                if time.monotonic() - began < UNSTEADY_SECONDS:
+                    early.update(server.stats())
+                return len(finished) == AGENTS
+
+            wait_until(ends, seconds=3600, what="delivery")
+            stats = server.stats()
+            stored = Counter(event["external_id"] for event in server.stored())
+            return {
+                "finished_after_seconds": finished,
+                "requests": stats["requests"],
+                "by_status": stats["by_status"],
+                "by_status_of_the_beginning": early["by_status"],
+                "exactly_once": len(stored) == AGENTS * events == stored.total(),
+            }
+        finally:
+            for product in (*products, server):
+                product.close()
 
 
 def main() -> None:
@@ -96,19 +174,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    what = ("mix", "named", "unnamed", "agents")
+    parser.add_argument("what", nargs="*", choices=(*what, []), help="all of them unless said")
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--batches", type=int, default=1000)
     args = parser.parse_args()
-    for name, faults in (("no faults", {}), ("100 ms", {"latency_ms": 100}), ("30 % errors, 100 ms", ERRORS)):
-        print(name, json.dumps(run(args.events, faults)), flush=True)
-    each = max(2, args.events // args.batches)
-    for poison in ("", "named", "500"):
-        figures = run(
-            each * args.batches, {}, every=each if poison else 0, poison=poison, max_batch_events=each
+    chosen = args.what or what
+
+    def show(name: str, figures: object) -> None:
+        print(name, json.dumps(figures), flush=True)
+
+    events, full = args.batches * BATCH, {"max_batch_events": BATCH}
+    if "mix" in chosen:
+        plain = run(args.events, latency=100, **full)
+        show("100 ms, no errors:", plain)
+        mixed = run(args.events, latency=100, share=0.3, **full)
+        show("100 ms, 30 % errors of all kinds:", mixed)
+        show("CPU for each event, times:", round(mixed["cpu_us_per_event"] / plain["cpu_us_per_event"], 2))
+    if "named" in chosen:
+        plain = run(events, **full)
+        show(f"{args.batches} batches of {BATCH}:", plain)
+        named = run(events, every=BATCH, poison="named", **full)
+        show("with a named poison in each:", named)
+        show("until the last of the others, times:", round(named["seconds"] / plain["seconds"], 2))
+    if "unnamed" in chosen:
+        figures = run(events, every=BATCH * SPARSE, poison="unnamed", **full)
+        figures["requests_for_each"] = round(
+            (figures["requests"] - args.batches) / max(1, figures["expected_dead"]), 1
         )
-        print(
-            f"{args.batches} batches of {each}, poison: {poison or 'none'}", json.dumps(figures), flush=True
-        )
+        show(f"with an unnamed poison in each {SPARSE}th:", figures)
+    if "agents" in chosen:
+        show(f"{AGENTS} agents within {LIMIT} requests a minute:", agents(events // AGENTS))
 
 
 if __name__ == "__main__":
