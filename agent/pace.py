@@ -26,6 +26,7 @@ _QUICKLY, _SLOWLY = 1.02, 1.0015  # for each batch that passes
 _CRAWL = 1 / 60  # of the budget: a rate so low tells of past trouble rather than of the limit,
 _FROM_A_CRAWL = 1.5  # and with growth by the batch, few batches a minute would keep it there for hours
 _FEW = 10  # batches; when so few pass between two warnings, the rate is far off
+_LOW = 0.25  # of the budget
 _ONE = 0.999  # of a request; whoever kept the wait to the last bit must not wait again for rounding
 
 
@@ -102,6 +103,11 @@ class Pace:
     def scarce(self) -> bool:
         """True when the budget is what limits us: then each request should carry all it can."""
         return self._tokens < 2
+
+    @property
+    def lowered(self) -> float | None:
+        """Requests a minute, when the server's warnings have brought them far down; None when not."""
+        return self._rate * 60 if self._share < _LOW else None
 
     def take(self, now: float) -> None:
         """Count a request that goes out."""

@@ -34,7 +34,8 @@ class Delivery:
     batch_events: int | None = None
 
 
-_WELL = ("idle", "sending")
+WELL = ("idle", "sending")
+"""Nothing is wrong."""
 
 
 def since(before: Delivery, state: str, now: float) -> float:
@@ -45,7 +46,7 @@ def since(before: Delivery, state: str, now: float) -> float:
         state: the word for how it stands.
         now: Unix seconds.
     """
-    same = state == before.state or (state in _WELL and before.state in _WELL)
+    same = state == before.state or (state in WELL and before.state in WELL)
     return before.since if same and before.since is not None else now
 
 

@@ -11,7 +11,7 @@ from agent.answer import Answer, NoAnswer
 from agent.batch import NOTHING, OVERHEAD, Batch
 from agent.ceiling import Ceiling
 from agent.errors import QueueError
-from agent.flusher.delivery import Delivery, since, state_of
+from agent.flusher.delivery import WELL, Delivery, since, state_of
 from agent.flusher.duplicates import News, may_be_stored, sent_before
 from agent.flusher.graveyard import LOOK_SECONDS, Graveyard
 from agent.flusher.guests import Guests
@@ -521,10 +521,16 @@ class Flusher:
     def _show(self, now: float) -> None:
         """Publish how delivery stands."""
         state = "blocked" if self._graveyard.crowded else state_of(self._pace, self._senders.in_flight)
+        slow = None
+        if state in WELL and self._anything_waits() and (rate := self._pace.lowered) is not None:
+            state, slow = (
+                "throttled",
+                f"the server's rate limit is used up: {rate:.0f} requests a minute go out",
+            )
         waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
         self.delivery = Delivery(
             state,
-            self._trouble or self._intake.trouble or self._graveyard.trouble,
+            self._trouble or self._intake.trouble or self._graveyard.trouble or slow,
             self._last_success,
             self._pace.wait(now) if waits else None,
             len(self._held),

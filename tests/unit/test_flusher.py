@@ -1371,6 +1371,22 @@ def test_it_is_throttled_after_a_429(desk: Desk) -> None:
     assert shown(desk) == ("throttled", "429: the server's rate limit is used up", pytest.approx(62.5))
 
 
+def test_it_is_throttled_while_events_wait_for_a_rate_that_warnings_brought_down(
+    make: Callable[..., Desk],
+) -> None:
+    desk = make(requests_per_minute=600)
+    fill(desk, 80)
+    for _ in range(4):
+        desk.run(Polar(outage=Answer(429)), until=lambda: desk.pace.throttled)
+        desk.run(Polar(), until=lambda: not desk.pace.throttled)
+    desk.step()
+
+    delivery = desk.flusher.delivery
+    assert delivery.state == "throttled"
+    assert "requests a minute" in delivery.last_error
+    assert delivery.next_attempt_in is not None
+
+
 def test_it_is_blocked_after_a_401_and_says_what_to_do(desk: Desk) -> None:
     fill(desk, 4)
 
