@@ -133,9 +133,11 @@ class Service:
         """Serve until a signal comes; return the exit code."""
         try:
             api = self._start()
-        except (OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is
             # Threads that run already would keep the process; what was acknowledged is on disk.
-            self._log.error("the daemon cannot start", reason=reason_of(error), hint=hint_of(error))
+            hint = hint_of(error)
+            trace = None if hint else error
+            self._log.error("the daemon cannot start", reason=reason_of(error), hint=hint, exc_info=trace)
             os._exit(1)
         assert self._watch is not None  # noqa: S101  # it was made at the start
         code = self._wait(self._watch)

@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     max_batch_events: Annotated[int, read.whole_number(1, 20_000)] = _setting(
         500,
         doc="So many events make a request; set, no request has more. Not set, requests grow up to "
-        "4,681 events while more are waiting and answers are quick.",
+        "4,681 events while more are waiting or others are under way, and answers are quick.",
         shown="500",
     )
     max_batch_bytes: Annotated[int, read.size(4 * KIB, 10 * MIB)] = _setting(

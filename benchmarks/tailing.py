@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from targets import Target
 
 FEW = 1000  # events in the file that is read first: imports, connections, the first commit
-BARS = {"events/s_delivered": 1.5, "CPU-s_per_million": 2.0, "peak_MiB": 80.0}
-"""At least so many times the other's events a second; at most so many CPU seconds and MiB."""
 
 
 def make_file(path: Path, size: int) -> int:
@@ -65,28 +63,3 @@ def tailing(target: Target, big: Path, events: int) -> dict:
         "events_per_request": (stats["events"] - before["events"])
         / max(1, stats["requests"] - before["requests"]),
     }
-
-
-def judged(row: dict, ratios: dict[str, dict]) -> list[dict]:
-    """Say of each bar whether it is met.
-
-    Args:
-        row: the agent's figures.
-        ratios: by the name of each other daemon, the agent's figures in units of its.
-    """
-    speed, *most = BARS
-    rows = [
-        {"bar": f"{speed} ÷ {name}: at least {BARS[speed]}", "measured": ratio[speed]}
-        for name, ratio in ratios.items()
-    ]
-    for one in rows:
-        one["met"] = yes_no(one["measured"] >= BARS[speed])
-    rows += [
-        {"bar": f"{key}: at most {BARS[key]}", "measured": row[key], "met": yes_no(row[key] <= BARS[key])}
-        for key in most
-    ]
-    return [one | {"bar": one["bar"].replace("_", " ")} for one in rows]
-
-
-def yes_no(answer: bool) -> str:
-    return "yes" if answer else "no"

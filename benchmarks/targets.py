@@ -192,7 +192,6 @@ class FluentBit(Target):
         return shutil.which("fluent-bit")
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        host, _, port = self.sink.url.removeprefix("http://").rpartition(":")
         config = self.directory / "fluent-bit.conf"
         config.write_text(
             f"""\
@@ -211,6 +210,14 @@ class FluentBit(Target):
     chunk_size 256
     buffer_size 4096
     storage.type filesystem
+{self.output()}"""
+        )
+        return [self.found(), "-c", str(config)], dict(os.environ)
+
+    def output(self) -> str:
+        """Return the part of the configuration that says where events go."""
+        host, _, port = self.sink.url.removeprefix("http://").rpartition(":")
+        return f"""\
 [OUTPUT]
     name http
     match *
@@ -221,8 +228,6 @@ class FluentBit(Target):
     json_date_key false
     retry_limit no_limits
 """
-        )
-        return [self.found(), "-c", str(config)], dict(os.environ)
 
 
 class TailingAgent(Agent):
@@ -238,7 +243,6 @@ class TailingFluentBit(FluentBit):
     sync = "full"
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        host, _, port = self.sink.url.removeprefix("http://").rpartition(":")
         parsers = self.directory / "parsers.conf"
         parsers.write_text("[PARSER]\n    name json\n    format json\n")
         config = self.directory / "fluent-bit.conf"
@@ -263,16 +267,7 @@ class TailingFluentBit(FluentBit):
     buffer_chunk_size 1M
     buffer_max_size 2M
     storage.type filesystem
-[OUTPUT]
-    name http
-    match *
-    host {host}
-    port {port}
-    uri /v1/events/ingest
-    format json
-    json_date_key false
-    retry_limit no_limits
-"""
+{self.output()}"""
         )
         return [self.found(), "-c", str(config)], dict(os.environ)
 

@@ -11,7 +11,7 @@ import msgspec
 from agent.errors import reason_of
 from agent.tail.block import rewound
 from agent.tail.identity import comes_of, family, same_family
-from agent.tail.recognition import Act, Decision, State
+from agent.tail.recognition import SETTLED_SECONDS, Act, Decision, State
 from agent.tail.tailed import Key, Tailed, key_of, shown
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from agent.tail.marks import Marks
     from agent.tail.paths import Paths
 
-_SETTLED_SECONDS = 10.0
 _TICK_SECONDS = 0.05  # of the clock that files are stamped with
 
 
@@ -47,7 +46,7 @@ class Arrivals:
             return True
         if not self._files.open(tailed) or tailed.file is None:
             return False
-        settled = self._clock.monotonic() - tailed.changed >= _SETTLED_SECONDS
+        settled = self._clock.monotonic() - tailed.changed >= SETTLED_SECONDS
         try:
             decision = self._marks.known.meet(
                 shown(tailed.target), tailed.key, tailed.file, settled=settled, whole=whole

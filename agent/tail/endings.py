@@ -9,7 +9,7 @@ import msgspec
 from agent.logs import get
 from agent.tail.block import Kind, is_changed
 from agent.tail.identity import is_rotated, same_family
-from agent.tail.recognition import State
+from agent.tail.recognition import SETTLED_SECONDS, State
 from agent.tail.tailed import Key, Tailed, shown
 from agent.tail.turn import Turn
 
@@ -25,7 +25,6 @@ _QUIET_SECONDS = 1.0
 """So long must a file be quiet that nobody writes to before it is closed."""
 _DOUBTFUL_SECONDS = 60.0
 """The same for one of which nobody can say whether somebody writes to it."""
-_SETTLED_SECONDS = 10.0
 
 
 class Endings:
@@ -81,7 +80,7 @@ class Endings:
         elif file.compressed:
             needed = 0.0
         elif is_rotated(shown(tailed.target)):
-            needed = _SETTLED_SECONDS
+            needed = SETTLED_SECONDS
         else:
             return False
         quiet = self._clock.monotonic() - tailed.changed

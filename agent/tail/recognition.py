@@ -78,6 +78,10 @@ class Act(Enum):
     """It is new."""
 
 
+SETTLED_SECONDS = 10.0
+"""A file that has not changed for so long is settled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Newcomer:
     """A file that came up.
@@ -88,7 +92,7 @@ class Newcomer:
         inode: of the file.
         fingerprint: see `agent.tail.identity`.
         compressed: its bytes are read through gzip.
-        settled: it has not changed for a while.
+        settled: it has not changed for `SETTLED_SECONDS`.
     """
 
     path: str

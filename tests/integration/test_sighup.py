@@ -160,12 +160,24 @@ service = Service(load(), SystemClock())
 service._collector.start = no_thread
 sys.exit(service.run())
 """
+NO_API = """
+import sys
+from agent.clock import SystemClock
+from agent.service import Service
+from agent.settings import load
+
+sys.modules["agent.api.server"] = None  # as where an upgrade was broken off
+sys.exit(Service(load(), SystemClock()).run())
+"""
 
 
-def test_a_daemon_that_cannot_start_its_threads_says_so_and_ends(product):
-    """Those that it did start would keep the process, which serves nobody."""
+@pytest.mark.parametrize(
+    ("program", "told"), [(NO_THREADS, "TasksMax"), (NO_API, "agent.api.server")], ids=["threads", "API"]
+)
+def test_a_daemon_that_cannot_start_a_part_says_so_and_ends(product, program, told):
+    """The threads that it did start would keep the process, which serves nobody."""
     done = subprocess.run(
-        [sys.executable, "-c", NO_THREADS],
+        [sys.executable, "-c", program],
         env=product.environ,
         capture_output=True,
         timeout=30,
@@ -175,7 +187,7 @@ def test_a_daemon_that_cannot_start_its_threads_says_so_and_ends(product):
 
     assert done.returncode == 1
     assert "the daemon cannot start" in done.stderr
-    assert "TasksMax" in done.stderr
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize("files", [10, 12, 14])
