@@ -1,7 +1,7 @@
 """What comes next in a file, from its bytes alone. Pure.
 
-The bytes before the checkpoint must be what they were when they were read; if not, the file was
-truncated, or somebody wrote over it.
+The bytes before the checkpoint must be what they were when they were read, or the first line what it was
+where nothing was read yet; if not, the file was truncated, or somebody wrote over it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from zlib import crc32
 
 import msgspec
 
-from agent.tail.identity import BOM, HEAD_BYTES, HEAD_LINES, TAIL_BYTES, head_lines, is_timed
+from agent.tail.identity import (
+    BOM,
+    HEAD_BYTES,
+    HEAD_LINES,
+    TAIL_BYTES,
+    fingerprint,
+    fingerprint_of,
+    head_lines,
+    is_timed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +87,7 @@ def next_block(
         max_line_bytes: the longest line.
         final: nothing will be added to the file: its last line needs no newline.
     """
-    if is_changed(at, before):
+    if is_changed(at, before, rest):
         return Block(Kind.CHANGED)
     if not rest:
         return Block(Kind.NOTHING)
@@ -96,8 +105,16 @@ def next_block(
     return Block(Kind.LINES, lines, size, _last(before, rest, size), before=before)
 
 
-def is_changed(at: Checkpoint, before: bytes) -> bool:
-    """Tell whether a file is not what it was, by the `at.tail_bytes` bytes before its checkpoint."""
+def is_changed(at: Checkpoint, before: bytes, rest: bytes) -> bool:
+    """Tell whether a file is not what it was.
+
+    Args:
+        at: how far it is read.
+        before: the `at.tail_bytes` bytes before that, as they are now.
+        rest: where nothing is read yet, its first `FIRST_BYTES`; more does no harm.
+    """
+    if not at.offset:
+        return fingerprint(rest, whole=True) != fingerprint_of(at.id)
     return len(before) < at.tail_bytes or crc32(before) != at.tail_crc
 
 

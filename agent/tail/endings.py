@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.logs import get
-from agent.tail.block import Kind, is_changed
+from agent.tail.block import Kind
 from agent.tail.identity import is_rotated, same_family
+from agent.tail.marks import is_cut
 from agent.tail.recognition import SETTLED_SECONDS, State
 from agent.tail.tailed import Key, Tailed, shown
 from agent.tail.turn import Turn
@@ -37,15 +38,12 @@ class Endings:
         arrivals: Arrivals,
         reading: Reading,
         clock: Clock,
-        *,
-        max_line_bytes: int,
     ) -> None:
         self._files = files
         self._marks = marks
         self._arrivals = arrivals
         self._reading = reading
         self._clock = clock
-        self._max_line_bytes = max_line_bytes
         self._log = get("tail")
 
     def ending(self, tailed: Tailed) -> Turn:
@@ -122,10 +120,10 @@ class Endings:
             if at.done or tailed is None or tailed.file is None:
                 continue
             try:
-                data = tailed.file.read(at.offset - at.tail_bytes, at.tail_bytes)
+                is_other = is_cut(tailed.file, at)
             except OSError:
                 continue
-            if is_changed(at, data):
+            if is_other:
                 self._marks.cut_off(at)
                 cut.append(at)
         return cut

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.queue import Checkpoint
 from agent.tail.block import is_changed
-from agent.tail.identity import HEAD_BYTES, TAIL_BYTES, head_lines, is_timed
+from agent.tail.identity import FIRST_BYTES, HEAD_BYTES, TAIL_BYTES, head_lines, is_timed
 from agent.tail.known import KnownFiles, Standing
 from agent.tail.recognition import State
 from agent.tail.report import nothing_read
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from agent.clock import Clock
     from agent.tail.files import Files
+    from agent.tail.open_file import OpenFile
     from agent.tail.tailed import Tailed
     from agent.writer import Writer
 
@@ -36,7 +37,6 @@ class Marks:
         files: those that are there.
         writer: where checkpoints go.
         clock: for time.
-        max_line_bytes: the longest line.
         read_bytes: so much is read at once.
 
     Attributes:
@@ -50,13 +50,11 @@ class Marks:
         writer: Writer,
         clock: Clock,
         *,
-        max_line_bytes: int,
         read_bytes: int,
     ) -> None:
         self._files = files
         self._writer = writer
         self._clock = clock
-        self._max_line_bytes = max_line_bytes
         self._read_bytes = read_bytes
         self._noted: set[str] = set()
         self.known = KnownFiles(checkpoints, self._standing)
@@ -168,10 +166,9 @@ class Marks:
             return Standing(tailed.state, tailed.size)
         try:
             size = tailed.file.status().st_size
-            data = tailed.file.read(at.offset - at.tail_bytes, at.tail_bytes)
+            cut = is_cut(tailed.file, at)
         except OSError:
             return Standing(tailed.state, tailed.size)
-        cut = is_changed(at, data)
         return Standing(State.CUT if cut else tailed.state, size)
 
     def give_up_copies(self, before: float) -> None:
@@ -187,6 +184,12 @@ class Marks:
             self._writer.append(
                 Append([], [], 0, 0, nothing, patient=True, source="tail", forgotten=forgotten)
             )
+
+
+def is_cut(file: OpenFile, at: Checkpoint) -> bool:
+    """Tell whether a file is not any more what it was when it was read so far; raises OSError."""
+    before, rest = file.read_behind(at.offset, at.tail_bytes, 0 if at.offset else FIRST_BYTES)
+    return is_changed(at, before, rest)
 
 
 def nothing(durable: bool) -> None:

@@ -79,7 +79,6 @@ class Shelf:
             self.files,
             writer,
             clock,
-            max_line_bytes=checker.max_line_bytes,
             read_bytes=size,
         )
         self._arrivals = Arrivals(self.files, self._paths, self._marks, clock)
@@ -101,7 +100,6 @@ class Shelf:
             self._arrivals,
             self.reading,
             clock,
-            max_line_bytes=checker.max_line_bytes,
         )
 
     def close(self) -> None:

@@ -228,6 +228,10 @@ class Machine:
         self.desk.look_briefly()
         self.note_seen()
 
+    def look_while_full(self) -> None:
+        self.desk.look_while_full()
+        self.note_seen()
+
     def note_seen(self) -> None:
         self.seen = {file["inode"] for file in self.desk.tail.status()["files"]}
 
@@ -258,7 +262,7 @@ class Machine:
 ACTIONS = [
     "write", "write", "write_much", "write_part", "end_line", "reopen", "rename", "rotate", "copytruncate",
     "switch", "copy_then_truncate", "compress", "truncate", "delete", "recreate", "look", "look_briefly",
-    "commit", "settle", "kill",
+    "look_while_full", "commit", "settle", "kill",
 ]  # fmt: skip
 
 COPYING = {"copytruncate", "copy_then_truncate"}
@@ -277,6 +281,10 @@ COPYING = {"copytruncate", "copy_then_truncate"}
 @example(actions=["switch", "write", "settle", "kill", "write", "rotate"], kind="plain")
 @example(actions=["switch", "write", "settle", "kill", "write", "switch"], kind="plain")
 @example(actions=["rename", "rename", "rename", "rename", "look_briefly", "rotate", "write"], kind="plain")
+@example(
+    actions=["write", "look_while_full", "copytruncate", "write", "settle", "copytruncate", "write"],
+    kind="timed",
+)
 @settings(
     max_examples=400,
     deadline=None,

@@ -116,6 +116,12 @@ class Desk:
         self.look()
         self.clock.pace = 0.0
 
+    def look_while_full(self) -> None:
+        """The same, but the queue takes nothing: what there is is found, and not read."""
+        most, self.tail._most_bytes = self.tail._most_bytes, -1
+        self.look()
+        self.tail._most_bytes = most
+
     def commit(self) -> None:
         """Make durable what was read."""
         self.writer.step()

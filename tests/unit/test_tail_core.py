@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -20,6 +21,9 @@ from agent.tail.glob import excluder, find
 from agent.tail.known import KnownFiles
 from agent.tail.recognition import Act, Bytes, Known, Newcomer, State, recognise
 from agent.tail.taking import Place, Taking
+
+if TYPE_CHECKING:
+    from agent.queue import Checkpoint
 
 PLACE = Place("00112233445566aa-0", "/var/log/app.log", 0, 0)
 
@@ -121,15 +125,20 @@ def test_defaults_fill_in_what_a_line_lacks_and_nothing_else() -> None:
 # -- blocks ------------------------------------------------------------------------------------
 
 
+def unread(text: bytes) -> Checkpoint:
+    """Return the checkpoint of a file with this text of which nothing was read yet."""
+    return checkpoint_of(f"{identity.fingerprint(text, whole=True)}-0")
+
+
 def test_a_line_without_its_newline_is_held_and_taken_when_nothing_will_follow() -> None:
-    at = checkpoint_of("f-0")
+    at = unread(b'{"a')
 
     assert next_block(at, b"", b'{"a', 100).kind is Kind.PARTIAL
     assert next_block(at, b"", b'{"a', 100, final=True).kind is Kind.LINES
 
 
 def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
-    at = checkpoint_of("f-0")
+    at = unread(b"x" * 200)
     block = next_block(at, b"", b"x" * 200, 100)
     assert block.kind is Kind.TOO_LONG
     after = msgspec.structs.replace(advance(at, block, b"x" * 200, lines=0), skipping=True)
@@ -171,16 +180,19 @@ def test_no_more_is_read_than_a_bound_while_nothing_is_written(
 @pytest.mark.parametrize("data", [b"", b"one", b"one\ntwX\n", b"XXX\ntwo\nthree\n"])
 def test_a_file_that_is_shorter_or_other_than_it_was_has_changed(data: bytes) -> None:
     text = b"one\ntwo\n"
-    at = advance(
-        checkpoint_of("f-0"),
-        next_block(checkpoint_of("f-0"), b"", text, 100),
-        text,
-        lines=2,
-    )
+    at = advance(unread(text), next_block(unread(text), b"", text, 100), text, lines=2)
 
     block = next_block(at, text, b"three\nfo", 100)
     assert (block.data, block.size) == (b"three", len(b"three\n"))
     assert next_block(at, data[: len(text)], data[len(text) :], 100).kind is Kind.CHANGED
+
+
+@pytest.mark.parametrize("data", [b"", b"on", b"two\none\n"])
+def test_a_file_that_begins_otherwise_than_it_did_has_changed_before_anything_was_read(data: bytes) -> None:
+    at = unread(b"one\ntwo\n")
+
+    assert next_block(at, b"", b"one\ntwo\nthree\n", 100).kind is Kind.LINES
+    assert next_block(at, b"", data, 100).kind is Kind.CHANGED
 
 
 # -- recognition: the table, row by row -----------------------------------------------------
