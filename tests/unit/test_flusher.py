@@ -763,6 +763,21 @@ def test_without_a_backlog_a_batch_is_as_large_as_what_waits(make: Callable[...,
     assert sizes(made) == [500] * 10
 
 
+def test_while_a_request_is_under_way_the_next_one_waits_for_more(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, batch_ceiling=4681, max_in_flight=2)
+    fill(desk, 20_000, chunk=500)
+    desk.run(Polar())  # larger ones are known to work by then
+    for first in (20_000, 20_500):
+        fill(desk, 500, start=first, chunk=500)
+    assert sizes(desk.sent()) == [1000]
+
+    fill(desk, 500, start=21_000, chunk=500)
+    assert desk.sent() == []
+    desk.clock.advance(2.0)
+
+    assert sizes(desk.sent()) == [500]
+
+
 def test_a_larger_batch_is_tried_alone(make: Callable[..., Desk]) -> None:
     desk = make(max_batch_events=500, batch_ceiling=4681, max_in_flight=4)
     fill(desk, 20_000, chunk=500)

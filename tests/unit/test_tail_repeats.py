@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from support.tails import Desk, line
+
+from agent.seen import Seen
+from agent.tail.order import InOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,3 +100,14 @@ def test_lines_behind_one_that_waits_for_room_are_not_remembered_before_they_are
     books = desk.queue.books()
     assert (books.accepted, books.duplicates, books.dead) == (3, 0, 1)
     desk.close()
+
+
+def test_from_the_first_question_to_the_end_of_a_block_no_other_source_asks() -> None:
+    order = threading.Lock()
+
+    with InOrder(Seen(), order) as seen:
+        assert not order.locked()
+        seen.ask("a", b"{}")
+        assert order.locked()
+
+    assert not order.locked()
