@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import select
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from agent.lean import deferred, without
@@ -118,24 +120,30 @@ class _Output:
     def msg(self, line: str) -> None:
         # The one place where a lock is held while writing: it is what keeps lines whole.
         with self._lock:
-            try:
-                stream = sys.stderr if self._stream is None else self._stream
-                if not _takes(stream):
-                    return  # a pipe that nobody reads must not stop the daemon
-                stream.write(f"{line}\n")
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass  # standard error is gone, full or closed; nobody is left to tell
+            # Where standard error is gone, full or closed, nobody is left to tell.
+            with suppress(OSError, ValueError, AttributeError):
+                _write(sys.stderr if self._stream is None else self._stream, f"{line}\n")
 
     debug = info = warning = error = critical = exception = log = msg
 
 
-def _takes(stream: TextIO) -> bool:
-    """Tell whether a stream takes something soon; raises OSError or ValueError when it is gone."""
+def _write(stream: TextIO, text: str) -> None:
+    """Write to a stream what it takes soon; raises OSError or ValueError when it is gone."""
     try:
         file = stream.fileno()
-    except io.UnsupportedOperation:
-        return True  # it is no file
+    except io.UnsupportedOperation:  # it is no file
+        stream.write(text)
+        stream.flush()
+        return
+    # Past its buffer: what stays in there when a write fails, Python tries to write once more at
+    # the end of the process, and ends with 120 for it.
+    data = text.encode(stream.encoding, "backslashreplace")
+    while data and _takes(file):  # a pipe that nobody reads must not stop the daemon
+        data = data[os.write(file, data) :]
+
+
+def _takes(file: int) -> bool:
+    """Tell whether a file takes something soon."""
     poll = select.poll()
     poll.register(file, select.POLLOUT)
     return bool(poll.poll(_PATIENCE_MS))

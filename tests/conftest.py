@@ -38,6 +38,8 @@ PROGRAMS = (
 def pytest_configure(config: pytest.Config) -> None:
     # Thousands of processes are started: each would compile the agent anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Users have output buffered; without that, what is left over when a write failed does not show.
+    os.environ.pop("PYTHONUNBUFFERED", None)
     # A script that runs the tests in the background has them ignore it, and all that they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

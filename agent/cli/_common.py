@@ -46,6 +46,12 @@ def load_settings(args: argparse.Namespace) -> Settings:
     return load(config=args.config)
 
 
+def note(text: str) -> None:
+    """Tell people something behind what was printed so far; standard output is for the data alone."""
+    print(end="", flush=True)
+    print(text, file=sys.stderr)
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     json.dump(document, sys.stdout, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.cli import _dead_letters as dead
-from agent.cli._common import add_config, add_json, load_settings, print_json, table
+from agent.cli._common import add_config, add_json, load_settings, note, print_json, table
 
 if TYPE_CHECKING:
     import argparse
@@ -129,7 +129,7 @@ def _list(args: argparse.Namespace, settings: Settings) -> int:
 def _show(args: argparse.Namespace, settings: Settings) -> int:
     letter = next(dead.read(settings, [args.id]), None)
     if letter is None:
-        print(f"agent dead show: there is no dead letter {args.id}; see `agent dead list`", file=sys.stderr)
+        note(f"agent dead show: there is no dead letter {args.id}; see `agent dead list`")
         return 1
     print(dead.to_json(dead.document(letter, with_event=True), pretty=not args.json or sys.stdout.isatty()))
     return 0
@@ -154,7 +154,7 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
                 count += 1
     except OSError as error:
         raise UsageError("export dead letters", str(args.file), error.strerror or str(error)) from error
-    print(f"{count} events written to {args.file}", file=sys.stderr)
+    note(f"{count} events written to {args.file}")
     return 0
 
 
@@ -210,12 +210,12 @@ class _Refusals:
             if self.count <= _REFUSED_IN_JSON:
                 self.kept.append(one)
             if not self._quiet and self.count <= _REFUSED_SHOWN:
-                print(f"dead letter {one['id']} would be refused again: {one['reason']}", file=sys.stderr)
+                note(f"dead letter {one['id']} would be refused again: {one['reason']}")
 
     def end(self) -> None:
         """Tell how many were not told."""
         if self.count > _REFUSED_SHOWN:
-            print(f"and {self.count - _REFUSED_SHOWN} more would be refused again", file=sys.stderr)
+            note(f"and {self.count - _REFUSED_SHOWN} more would be refused again")
 
 
 def _purge(args: argparse.Namespace, settings: Settings) -> int:
@@ -256,10 +256,7 @@ def _all_there(args: argparse.Namespace, settings: Settings) -> bool:
     """Tell whether all letters that were named by number are kept; name those that are not."""
     missing = set(args.ids) - {letter.id for letter in dead.read(settings, args.ids)}
     for number in sorted(missing):
-        print(
-            f"agent dead {args.verb}: there is no dead letter {number}; see `agent dead list`",
-            file=sys.stderr,
-        )
+        note(f"agent dead {args.verb}: there is no dead letter {number}; see `agent dead list`")
     return not missing
 
 

@@ -253,7 +253,7 @@ def _show(
 ) -> int:
     """Fetch one page or all, and print what is on them."""
     if args.limit is not None and args.limit > _MOST_LIMIT:
-        _note(f"Polar gives at most {_MOST_LIMIT} {noun} a page; --all gives all pages")
+        _common.note(f"Polar gives at most {_MOST_LIMIT} {noun} a page; --all gives all pages")
 
     def patient(number: int) -> Page[Item]:
         return _patiently(lambda: fetch(number))
@@ -275,7 +275,7 @@ def _show(
     if items:
         print(_common.table(headings, [row(item) for item in items], right=right))
     more = "" if args.all or args.page >= last else f"; more with --page {args.page + 1}, all with --all"
-    _note(f"{len(items)} of {total} {noun}{more}")
+    _common.note(f"{len(items)} of {total} {noun}{more}")
     return 0
 
 
@@ -292,7 +292,7 @@ def _patiently(ask: Callable[[], T]) -> T:
             if error.seconds is None or error.seconds > _LONGEST_WAIT:
                 raise
             wait = f"{error.seconds:.0f} s"
-            _note(f"too many requests a minute; Polar asks to wait {wait}: waiting, Ctrl-C ends it")
+            _common.note(f"too many requests a minute; Polar asks to wait {wait}: waiting, Ctrl-C ends it")
             SystemClock().wait(threading.Event(), error.seconds)
     return ask()
 
@@ -335,11 +335,6 @@ def _shortened(metadata: Mapping[str, Any]) -> str:
     """Return metadata in one short cell."""
     text = " ".join(f"{key}={_plain(value)}" for key, value in metadata.items())
     return text if len(text) <= _METADATA_WIDTH else f"{text[: _METADATA_WIDTH - 1]}…"
-
-
-def _note(text: str) -> None:
-    """Tell people something; standard output is for the data alone."""
-    print(text, file=sys.stderr)
 
 
 def _several(parser: argparse.ArgumentParser, flag: str, metavar: str, text: str) -> None:

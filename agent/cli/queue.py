@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from agent.cli._common import add_config, add_json, load_settings, print_json
+from agent.cli._common import add_config, add_json, load_settings, note, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -158,7 +158,7 @@ def _export(args: argparse.Namespace, directory: Path) -> int:
     chunks = rescued_chunks(directory, problems) if problems else stored_chunks(directory)
     code = _write_out(args, chunks)
     for problem in problems:
-        print(f"agent queue export: {problem}", file=sys.stderr)
+        note(f"agent queue export: {problem}")
     return 1 if problems else code
 
 
@@ -169,7 +169,7 @@ def _write_out(args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
         return 0
     with _open(args.file) as file:
         count = _write(chunks, file, as_document=args.json)
-    print(f"{count} events written to {args.file}", file=sys.stderr)
+    note(f"{count} events written to {args.file}")
     return 0
 
 

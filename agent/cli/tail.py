@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.cli._common import add_config, add_json, load_settings, print_json, table
+from agent.cli._common import add_config, add_json, load_settings, note, print_json, table
 
 if TYPE_CHECKING:
     import argparse
@@ -120,7 +119,7 @@ def _reset(args: argparse.Namespace, settings: Settings) -> int:
     elif answer["reset"]:
         print(f"{path} is read on from its {args.to}")
     if not answer["reset"]:
-        print(f"agent tail reset: {path} is not known; see `agent tail status`", file=sys.stderr)
+        note(f"agent tail reset: {path} is not known; see `agent tail status`")
     return 0 if answer["reset"] else 1
 
 
