@@ -119,10 +119,9 @@ class _Output:
 
     def msg(self, line: str) -> None:
         # The one place where a lock is held while writing: it is what keeps lines whole.
-        with self._lock:
-            # Where standard error is gone, full or closed, nobody is left to tell.
-            with suppress(OSError, ValueError, AttributeError):
-                _write(sys.stderr if self._stream is None else self._stream, f"{line}\n")
+        # Where standard error is gone, full or closed, nobody is left to tell.
+        with self._lock, suppress(OSError, ValueError, AttributeError):
+            _write(sys.stderr if self._stream is None else self._stream, f"{line}\n")
 
     debug = info = warning = error = critical = exception = log = msg
 
