@@ -31,6 +31,7 @@ from agent.errors import UsageError
 from agent.lean import deferred, without
 from agent.listing import MAX_LIMIT, Event, EventFilter, EventName, NameFilter, Page, pages
 from agent.network import DnsError, EndedError, Network, TlsError
+from agent.polar_json import VERSIONS
 from agent.proxy import proxy_for
 from agent.readback import (
     ForbiddenError,
@@ -74,7 +75,7 @@ __all__ = [
     "pages",
 ]
 
-API_VERSION = "2026-04"
+API_VERSION = VERSIONS[0]
 CONNECT_TIMEOUT = 10.0
 # Longer than the pause between two requests at Polar's limits, shorter than servers
 # usually keep a connection.
@@ -138,7 +139,8 @@ class PolarClient(Reader):
             version: the version of the API, if not the usual one.
         """
         headers = {} if version is None else {"Polar-Version": version}
-        return self._exchange("GET", httpx.URL(f"{self._base}{target}"), None, MAX_READ_ANSWER, headers)
+        whole = target.replace("#", "%23")  # it would begin a fragment, and what follows would be lost
+        return self._exchange("GET", httpx.URL(f"{self._base}{whole}"), None, MAX_READ_ANSWER, headers)
 
     def close(self) -> None:
         """End all requests that are under way, and refuse new ones; from any thread, and again."""

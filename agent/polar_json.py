@@ -30,6 +30,9 @@ _FATAL_DEPTH = 20_000  # 2,000 levels were answered with 500, 200,000 with 400; 
 MAX_BODY = 10_485_760
 """Bytes of the largest body that the server takes."""
 
+VERSIONS = ("2026-04", "2026-10")
+"""The versions of its API that the server knew when it was measured; the first is the default."""
+
 
 class _Body(msgspec.Struct):
     events: list[msgspec.Raw]

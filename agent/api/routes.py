@@ -1,4 +1,7 @@
-"""Which path is whose: what it needs, who does it, and on which threads."""
+"""Which path is whose: what it needs, who does it, and on which threads.
+
+Polar's paths are answered in its words. Its GET takes no HEAD; ours does, as HTTP has it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.api.version import refused
 from agent.httpd.message import Response, as_json
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ class Route:
     """One call.
 
     Attributes:
-        method: in capitals; a GET takes HEAD, too.
+        method: in capitals; a GET takes HEAD, too, unless the call is one of Polar's.
         path: `/v1/events/{id}` stands for all of its like.
         right: what a caller needs.
         handler: answers.
@@ -53,13 +57,17 @@ class Routes:
 
     def find(self, request: Request) -> Route | Response:
         """Return the route of a request, or the answer when there is none: in Polar's words."""
+        stranger = refused(request)
+        if stranger is not None:
+            return stranger
         path = request.raw_path
         where = _REDIRECTS.get(path)
         if where is None and _ONE_EVENT_SLASH.fullmatch(path):
             where = path[:-1]
         if where is not None:
             return Response(307, headers={"location": f"{where}?{request.query}" if request.query else where})
-        method = "GET" if request.method == "HEAD" else request.method
+        polars = path.startswith("/v1")
+        method = "GET" if request.method == "HEAD" and not polars else request.method
         methods: dict[str, Route] = {}
         # Polar's names of calls look like ids of events, too: the exact path comes first.
         for known in (path, *(["/v1/events/{id}"] if _ONE_EVENT.fullmatch(path) else [])):

@@ -12,6 +12,7 @@ from agent.api.operate import acting
 from agent.api.page import page
 from agent.api.readback import ReadBack
 from agent.api.routes import Route, Routes
+from agent.api.version import stamped
 from agent.asking import mark
 from agent.collector.peers import AllowList, Door, Peer, can_tell, peer_of
 from agent.httpd.lanes import Lane
@@ -117,7 +118,7 @@ class Api:
         route = self._routes.find(request)
         if isinstance(route, Response):
             # Who may not come in learns nothing, not even what there is.
-            return self._access.check(request, Right.USE) or route
+            return self._access.check(request, Right.USE) or stamped(request, route)
         return self._access.check(request, route.right) or route.max_body
 
     def handle(self, request: Request, reply: Reply) -> None:
@@ -126,7 +127,7 @@ class Api:
         if isinstance(route, Response):
             reply(route)
         else:
-            route.lane.put(route.handler, request, reply)
+            route.lane.put(route.handler, request, lambda answer: reply(stamped(request, answer)))
 
     def _identify(self, sock: socket.socket) -> Peer | None:
         """Return who connected; somebody who may not is told so, and counted."""

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from agent.emulator.answers import ApiError, plain_error
 from agent.emulator.faults import Roll
-from agent.polar_json import MAX_BODY
+from agent.polar_json import MAX_BODY, VERSIONS
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from agent.emulator.connections import Connections
     from agent.emulator.state import Emulator
 
-DEFAULT_VERSION = "2026-04"
-VERSIONS = (DEFAULT_VERSION, "2026-10")
+DEFAULT_VERSION = VERSIONS[0]
 RETRY_AFTER = "60"
 
 _INGEST = "/v1/events/ingest"

@@ -286,6 +286,9 @@ def test_many_programs_at_once_are_all_served(api: Caller, product: Product) -> 
         "/v1/events/a%2Fb",
         "/v1/events/3745d601-f7f0-4a79-842c-11bff727a5b9",
         "/v1/events/ingest",
+        "/v1/events/?metadata[a%20b]=%C3%BC+%2B&external_customer_id=a%20b%2Fc&;=1&&",
+        "/v1/events/?filter=%7B",
+        "/v1/events/names?query=%00&limit=101",
     ],
 )
 def test_questions_and_answers_are_polar_s(api: Caller, product: Product, target: str) -> None:
@@ -341,6 +344,54 @@ def test_what_polar_has_not_is_answered_in_its_words(
     ours = api(method, target, data)
 
     assert (ours.status, ours.json()) == (theirs.status_code, theirs.json())
+
+
+def test_what_follows_a_hash_is_part_of_the_question(api: Caller, product: Product) -> None:
+    theirs = Caller(int(product.url.rpartition(":")[2]))
+
+    ours = api("GET", "/v1/events/?limit=2#3")
+
+    assert ours.status == 422
+    assert ours.body == theirs("GET", "/v1/events/?limit=2#3", None, {"Authorization": "Bearer any"}).body
+
+
+@pytest.mark.parametrize("target", ["/v1/events/", "/v1/events", INGEST, "/v1/events/names", "/v1/events/x"])
+def test_polar_s_calls_take_no_head_request(api: Caller, product: Product, target: str) -> None:
+    with polar(product) as client:
+        theirs = client.head(target)
+
+    assert api("HEAD", target).status == theirs.status_code != 200
+    assert api("HEAD", "/healthz").status == 200
+
+
+@pytest.mark.parametrize("version", ["2026-04", "2026-10", "2025-01", "2026-4", "nonsense", ""])
+def test_a_version_of_the_api_is_known_or_not_as_with_polar(
+    api: Caller, product: Product, version: str
+) -> None:
+    headers, data = {"Polar-Version": version}, b'{"events":[]}'
+    with polar(product) as client:
+        theirs = [
+            client.post(INGEST, content=data, headers={"Content-Type": "application/json", **headers}),
+            client.get("/v1/events/", headers=headers),
+            client.put("/v1/nothing", content=b"", headers=headers),
+        ]
+
+    ours = [
+        api("POST", INGEST, data, headers),
+        api("GET", "/v1/events/", None, headers),
+        api("PUT", "/v1/nothing", b"", headers),
+    ]
+
+    assert [(one.status, one.body, one.headers["polar-version"]) for one in ours] == [
+        (one.status_code, one.content, one.headers["polar-version"]) for one in theirs
+    ]
+    assert "polar-version" not in api("GET", "/status", None, headers).headers
+
+
+def test_events_under_a_version_later_than_we_know_are_not_refused(api: Caller, product: Product) -> None:
+    assert api("POST", INGEST, {"events": [GOOD]}, {"Polar-Version": "2031-01"}).status == 200
+
+    wait_until(lambda: len(list(product.stored())) == 1)
 
 
 def test_a_server_that_is_away_is_a_502_and_the_agent_s_own_bad_token_too(product: Product) -> None:
