@@ -160,26 +160,33 @@ class Pipeline:
     def drain(self, seconds: float, give_up: Callable[[], bool] = lambda: False) -> Drained:
         """Deliver what is pending, for at most `seconds`; ends early when only an operator can help.
 
+        What stood in the way until now is tried once more before it is believed.
+
         Args:
             seconds: how long at most.
             give_up: asked now and then; True ends it.
         """
         deadline = self.clock.monotonic() + seconds
-        self.flusher.hurry()
+        last_success = self.flusher.delivery.last_success
+        demand = self.flusher.hurry()
         try:
             while True:
                 self._changed.clear()
                 pending = self.queue.books().pending
                 delivery = self.flusher.delivery
                 left = deadline - self.clock.monotonic()
-                if not pending or left <= 0 or give_up() or delivery.state == "blocked":
-                    return Drained(pending, self._why(pending) if pending else None)
+                if not pending:
+                    return Drained(0, None)
+                if give_up():
+                    return Drained(pending, "the agent is stopping")
+                if left <= 0 or (delivery.state == "blocked" and delivery.tried >= demand):
+                    return Drained(pending, self._why(pending, last_success))
                 self.clock.wait(self._changed, min(left, _LOOK_SECONDS))
         finally:
             self.flusher.relax()
 
-    def _why(self, pending: int) -> str:
-        """Say why events are still pending."""
+    def _why(self, pending: int, last_success: float | None) -> str:
+        """Say why events are still pending; with the last success before they were to be delivered."""
         delivery = self.flusher.delivery
         if delivery.last_error is not None:
             return delivery.last_error
@@ -187,6 +194,8 @@ class Pipeline:
             if pending == 1:
                 return "1 event waits until its own timestamp has passed"
             return f"{pending} events wait until their own timestamps have passed"
+        if delivery.state == "sending" and delivery.last_success == last_success:
+            return "the server has not answered yet"
         return "there was not enough time"
 
     def oldest_age(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +94,7 @@ class Api:
     ) -> None:
         token = settings.api_token
         self._daemon = daemon
+        self._clock = clock
         self._access = Access(allowed, own_user(), None if token is None else token.get_secret_value())
         self.door = Door(self._access.knows, "api")
         self._routes = Routes(self._make_routes())
@@ -201,10 +203,15 @@ class Api:
     def _flush(self, query: dict[str, str], body: Any) -> dict[str, Any]:
         """Deliver everything now."""
         del body
-        seconds = min(max(float(query.get("timeout", "60")), 0.0), _MAX_FLUSH_SECONDS)
+        seconds = min(float(query.get("timeout", "60")), _MAX_FLUSH_SECONDS)
+        if not seconds >= 0:  # which is no number is not either
+            raise ValueError("the timeout must be a number of seconds")
+        until = self._clock.monotonic() + seconds
         if self._daemon.tail is not None:
-            self._daemon.tail.catch_up(seconds / 2)
-        drained = self._daemon.pipeline.drain(seconds, give_up=lambda: self._daemon.stopping)
+            with suppress(ValueError):  # files that cannot be looked at now keep nothing in the queue
+                self._daemon.tail.catch_up(seconds / 2)
+        left = max(0.0, until - self._clock.monotonic())
+        drained = self._daemon.pipeline.drain(left, give_up=lambda: self._daemon.stopping)
         return {"remaining": drained.remaining, "reason": drained.reason}
 
     def _tail_reset(self, query: dict[str, str], body: Any) -> dict[str, Any]:

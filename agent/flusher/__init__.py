@@ -2,6 +2,7 @@
 
 - `intake`: from the queue to the next batch; chunks are read once, in order.
 - `held`: what waits for its own time.
+- `haste`: who wants everything delivered now.
 - `senders`: the threads that do nothing but one request at a time.
 - `suspicion`: whether a batch is bad or the server is in trouble. Pure.
 - `letters`: what is kept of an event that Polar refuses for good. Pure.

@@ -22,6 +22,7 @@ class Delivery:
         requests: requests made so far.
         since: when the state became what it is, Unix seconds; sending and idle count as one.
         batch_events: the most events that a request has now.
+        tried: the newest demand for haste that had its try; see `Flusher.hurry`.
     """
 
     state: str = "idle"
@@ -32,6 +33,7 @@ class Delivery:
     requests: int = 0
     since: float | None = None
     batch_events: int | None = None
+    tried: int = 0
 
 
 WELL = ("idle", "sending")

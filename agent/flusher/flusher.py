@@ -15,6 +15,7 @@ from agent.flusher.delivery import WELL, Delivery, since, state_of
 from agent.flusher.duplicates import News, may_be_stored, sent_before
 from agent.flusher.graveyard import LOOK_SECONDS, Graveyard
 from agent.flusher.guests import Guests
+from agent.flusher.haste import Haste
 from agent.flusher.held import Held, due_of
 from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.senders import Sender, Senders
@@ -98,7 +99,8 @@ class Flusher:
         self._token_seen: str | None = None
         self._unnoticed = 0  # events committed since the last look
         self._enough: float = 1  # how many of them are worth another look
-        self._urgent = 0  # how many wait for the queue to drain
+        self._haste = Haste()
+        self._asked_until = -math.inf  # the server asked for so much time
         self._stopping = False
         self._trouble: str | None = None
         self._told: str | None = None  # the trouble that stands in the log
@@ -141,14 +143,19 @@ class Flusher:
         """Make the thread move, though there may be nothing to do."""
         self._wake.set()
 
-    def hurry(self) -> None:
-        """Deliver everything without waiting for full batches, until `relax`."""
-        self._urgent += 1
+    def hurry(self) -> int:
+        """Deliver everything without waiting for full batches, until `relax`; what is wrong is tried at once.
+
+        Returns:
+            The number of this demand: when `Delivery.tried` has come to it, the state is no older.
+        """
+        demand = self._haste.begin()
         self._wake.set()
+        return demand
 
     def relax(self) -> None:
         """End of `hurry`."""
-        self._urgent -= 1
+        self._haste.end()
 
     def configure(self, options: Options) -> None:
         """Go by other settings from now on."""
@@ -184,6 +191,8 @@ class Flusher:
         self._unnoticed = 0
         self._enough = math.inf
         self._take_results()
+        if self._haste.news():
+            self._try_now(now)
         if self._graveyard:
             self._graveyard.work()
         self._look_at_token()
@@ -262,7 +271,7 @@ class Flusher:
             return None, self._suspects.wait(now)
         # When requests are what is scarce, each goes out full.
         fresh = self._intake.take(
-            room, self._senders.in_flight, urgent=self._urgent > 0, fill=self._pace.scarce
+            room, self._senders.in_flight, urgent=self._haste.urgent, fill=self._pace.scarce
         )
         if isinstance(fresh, Batch):
             return fresh, None
@@ -303,6 +312,14 @@ class Flusher:
         self._evidence.sent += 1
         self._senders.send(self._evidence.sent, batch, body)
 
+    def _try_now(self, now: float) -> None:
+        """Wait no longer for what may be mended by now; but for what the server asked us to."""
+        if self._pace.throttled or now < self._asked_until:
+            self._haste.done()
+        else:
+            self._pace.retry_now()
+            self._suspects.hasten()
+
     def _look_at_token(self) -> None:
         """Try at once when the token was changed while nothing could be sent without one."""
         if self._pace.held:
@@ -316,6 +333,7 @@ class Flusher:
     def _take_results(self) -> None:
         """Deal with the answers that are there."""
         for result in self._senders.results():
+            self._haste.done()
             self._meters.answered(
                 result.outcome.kind if isinstance(result.outcome, NoAnswer) else str(result.outcome.status),
                 0 if result.batch is None else result.batch.events,
@@ -341,6 +359,7 @@ class Flusher:
         asked = 0.0
         if isinstance(outcome, Answer):
             asked = retry_after(outcome.retry_after, self._server_clock.now())
+            self._asked_until = max(self._asked_until, now + asked)
         match verdict.action:
             case Action.SETTLE:
                 self._settle(result.number, batch, verdict.delivered, verdict.duplicates)
@@ -520,6 +539,8 @@ class Flusher:
 
     def _show(self, now: float) -> None:
         """Publish how delivery stands."""
+        if self._graveyard.crowded or not (self._senders.in_flight or self._anything_waits()):
+            self._haste.done()  # there is nothing to try
         state = "blocked" if self._graveyard.crowded else state_of(self._pace, self._senders.in_flight)
         slow = None
         if state in WELL and self._anything_waits() and (rate := self._pace.lowered) is not None:
@@ -527,16 +548,21 @@ class Flusher:
                 "throttled",
                 f"the server's rate limit is used up: {rate:.0f} requests a minute go out",
             )
+        wait = self._pace.wait(now)
+        if state == "idle" and self._trouble is not None and self._suspects:
+            # Only what was put aside waits, and for its own time.
+            state, wait = "retrying", max(wait, self._suspects.wait(now) or 0.0)
         waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
         self.delivery = Delivery(
             state,
             self._trouble or self._intake.trouble or self._graveyard.trouble or slow,
             self._last_success,
-            self._pace.wait(now) if waits else None,
+            wait if waits else None,
             len(self._held),
             self._evidence.sent,
             since(self.delivery, state, self._clock.wall()),
             self._most_events.works,
+            self._haste.tried,
         )
 
 

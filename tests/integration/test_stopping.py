@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from http_server import Server, answer
-from support.processes import Line, Product, wait_until
+from support.processes import PATIENCE, Line, Product, wait_until
 
 from agent.daemon import call
+from agent.errors import DaemonError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,18 +60,55 @@ def pour(server: Server, connection: socket.socket) -> None:
         connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
 
 
+def lose(server: Server, connection: socket.socket) -> None:
+    """Take the request, and break the connection in the answer's place."""
+    del server, connection
+
+
+def cut(server: Server, connection: socket.socket) -> None:
+    """Break the connection in the middle of the answer."""
+    del server
+    connection.sendall(HEAD + b'content-length: 29\r\n\r\n{"inserted":1')
+
+
 TALKS: dict[str, Callable[[Server, socket.socket], None]] = {
     "no answer comes": silence,
     "a byte a second": drip,
     "a byte of the body a second": drip_body,
     "an endless body": pour,
+    "answers get lost": lose,
+    "answers are cut off": cut,
 }
 ANSWERS = {
     "500 for ever": answer(500, b"Internal Server Error"),
     "429 with a huge Retry-After": answer(429, b"", retry_after="31536000"),
+    "503 with Retry-After": answer(503, b"", retry_after="3600"),
     "401": answer(401, {"error": "invalid_token"}),
+    "403": answer(403, {"error": "insufficient_scope"}),
     "a redirect": answer(307, b"", location="http://127.0.0.1:1/"),
+    "a proxy's page": answer(200, b"<html>Welcome</html>"),
+    "400 for ever": answer(400, {"detail": "There was an error parsing the body"}),
 }
+UNANSWERED = "has not answered yet"
+REASONS = {
+    "nobody is there": "Connection refused",
+    "the connection hangs": "",  # first it has not answered, then there is no connection in time
+    "no answer comes": UNANSWERED,
+    "a byte a second": UNANSWERED,
+    "a byte of the body a second": UNANSWERED,
+    "an endless body": "larger than 8 MiB",
+    "answers get lost": "connection broke",
+    "answers are cut off": "connection broke",
+    "500 for ever": "500: the server failed",
+    "429 with a huge Retry-After": "429: the server's rate limit",
+    "503 with Retry-After": "503: the server is not available",
+    "401": "POLAR_ACCESS_TOKEN",
+    "403": "events:write",
+    "a redirect": "redirects to http://127.0.0.1:1/",
+    "a proxy's page": "not Polar's",
+    "400 for ever": "could not read the request",
+}
+"""What `agent flush` says is wrong."""
 
 
 @contextmanager
@@ -101,13 +141,20 @@ PLACES = {"nobody is there": nobody, "the connection hangs": hanging}
 @contextmanager
 def serving(fault: str) -> Iterator[str]:
     """Yield the address of a server with a fault."""
+    with server_with(fault) as server:
+        yield server.url
+
+
+@contextmanager
+def server_with(fault: str) -> Iterator[Server]:
+    """Yield a server with a fault."""
     server = Server()
     if fault in TALKS:
         server.talk = lambda connection: (connection.recv(65536), TALKS[fault](server, connection))
     else:
         server.respond = lambda _: ANSWERS[fault]
     try:
-        yield server.url
+        yield server
     finally:
         server.stop()
 
@@ -128,42 +175,85 @@ def waiting_agent(directory: Path, url: str, **settings: object) -> Iterator[Pro
         product.close()
 
 
-def tried(product: Product) -> bool:
-    """Tell whether a request is under way, or was in vain."""
-    return status(product)["delivery"]["state"] != "idle"
+def tried(product: Product, fault: str = "") -> bool:
+    """Tell whether a request is under way, or was in vain because of a fault."""
+    delivery, reason = status(product)["delivery"], REASONS.get(fault, "")
+    if reason in ("", UNANSWERED):
+        return delivery["state"] != "idle"
+    return reason in (delivery["last_error"] or "")
 
 
 def status(product: Product) -> dict[str, Any]:
     """Ask the daemon how it stands."""
-    return call(product.directory / "api.sock", "GET", "/status") or {"delivery": {"state": "idle"}}
+    nothing = {"delivery": {"state": "idle", "last_error": None}}
+    return call(product.directory / "api.sock", "GET", "/status") or nothing
+
+
+def flush_in_vain(product: Product) -> str:
+    """Flush; return why the event is still in the queue."""
+    began = time.monotonic()
+    flushed = product.run("flush", "--timeout", "400ms", "--json")
+    assert time.monotonic() - began < 0.4 + BOUND
+    assert flushed.returncode == 1, flushed.stderr
+    left = json.loads(flushed.stdout)
+    assert (left["empty"], left["remaining"]) == (False, 1)
+    return left["reason"]
 
 
 @pytest.mark.parametrize("fault", [*PLACES, *TALKS, *ANSWERS])
 def test_sigterm_and_flush_keep_their_time_when(fault: str, tmp_path: Path) -> None:
+    """With a daemon and without; both say what is wrong, and lose nothing."""
     place = PLACES[fault]() if fault in PLACES else serving(fault)
     with place as url, waiting_agent(tmp_path, url) as product:
-        wait_until(lambda: tried(product), what="the first request")
+        wait_until(lambda: tried(product, fault), what="the first request")
+        assert REASONS[fault] in flush_in_vain(product)
+
         began = time.monotonic()
         assert product.stop_daemon(signal.SIGTERM) == 0
         assert time.monotonic() - began < SHUTDOWN_SECONDS + BOUND
 
-        began = time.monotonic()
-        flushed = product.run("flush", "--timeout", "500ms", "--json")
-        assert time.monotonic() - began < 0.5 + BOUND
-        assert flushed.returncode == 1, flushed.stderr
-        left = json.loads(flushed.stdout)
-        assert (left["empty"], left["remaining"]) == (False, 1)
-        assert left["reason"]
+        assert flush_in_vain(product)
         assert product.status()["queue"]["events"] == 1
 
 
-def test_flush_through_the_daemon_keeps_its_time(tmp_path: Path) -> None:
-    with serving("no answer comes") as url, waiting_agent(tmp_path, url) as product:
-        began = time.monotonic()
-        flushed = product.run("flush", "--timeout", "200ms", "--json")
-        assert time.monotonic() - began < 0.2 + BOUND
-        assert flushed.returncode == 1
-        assert json.loads(flushed.stdout)["remaining"] == 1
+@pytest.mark.parametrize("fault", ["401", "a redirect", "500 for ever", "answers get lost"])
+def test_flush_tries_at_once_what_was_mended_meanwhile(fault: str, tmp_path: Path) -> None:
+    """The daemon itself would look later: it is blocked, or waits for up to an hour."""
+    with server_with(fault) as server, waiting_agent(tmp_path, server.url, backoff_max=3600) as product:
+        wait_until(lambda: tried(product, fault), what="the first request")
+        server.talk, server.respond = None, lambda _: answer()
+
+        flushed = product.run("flush", "--timeout", "10s")
+
+        assert (flushed.returncode, flushed.stderr) == (0, "")
+        assert server.requests[-1].body.count(b'"e1"') == 1
+
+
+def test_flush_says_that_the_daemon_stops(tmp_path: Path) -> None:
+    with (
+        server_with("no answer comes") as server,
+        waiting_agent(tmp_path, server.url, flush_interval=3600, shutdown_timeout=0) as product,
+    ):
+        came = threading.Event()
+        server.talk = lambda connection: (came.set(), silence(server, connection))
+        flush = product.spawn("flush", "--timeout", "60s", stdout=subprocess.PIPE)
+        assert came.wait(PATIENCE), "the flush sends what the daemon would still gather"
+
+        assert product.stop_daemon(signal.SIGTERM) == 0
+
+        assert (
+            flush.communicate(timeout=PATIENCE)[0] == "1 event remains in the queue: the agent is stopping\n"
+        )
+        assert flush.returncode == 1
+
+
+@pytest.mark.parametrize("timeout", ["nan", "-1", "soon"])
+def test_the_api_flushes_for_a_number_of_seconds(timeout: str, tmp_path: Path) -> None:
+    with nobody() as url, waiting_agent(tmp_path, url) as product:
+        wait_until(lambda: tried(product), what="the API")
+
+        with pytest.raises(DaemonError):
+            call(product.directory / "api.sock", "POST", f"/flush?timeout={timeout}", timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("fault", ["a byte a second", "a byte of the body a second", "an endless body"])

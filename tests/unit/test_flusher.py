@@ -1378,6 +1378,14 @@ def test_it_is_retrying_after_a_failure(desk: Desk) -> None:
     assert shown(desk) == ("retrying", "connection refused", pytest.approx(0.5))
 
 
+def test_it_is_retrying_while_a_refused_event_waits_for_another_try(desk: Desk) -> None:
+    desk.put("a", age=60)
+
+    answer_once(desk, REFUSALS["400"])
+
+    assert shown(desk) == ("retrying", "400: the server could not read the request", pytest.approx(15))
+
+
 def test_it_is_throttled_after_a_429(desk: Desk) -> None:
     fill(desk, 4)
 
