@@ -14,11 +14,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from agent import quick
 from agent.framing import TOO_LONG, Segment, _TooLong
+from agent.ids import Ids, uuid7_ids
 from agent.refusal import Facts, Refusal, external_id_conflict, full_check, missing, too_long
 from agent.shape import Shapes
 from agent.stamp import Stamper, cut, groups, write_in
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from agent.seen import Memory
     from agent.stamp import Cut
 
-    Ids = Callable[[int, int], Sequence[bytes]]
-    """Gives the ids for lines that carry none, from one line to another; blank lines do not count."""
+    GiveIds = Callable[[Cut], Ids]
+    """Gives the ids for lines that carry none; called where there are such lines."""
 
 _BLANK = b" \t\r\n"
 _place_of = itemgetter(0)
@@ -121,7 +123,9 @@ class Checker:
                 return Checked(stamped, [], _fates(segments, stamped))
         return self._sift(segments, now, seen)
 
-    def check_block(self, block: bytes, now: float, ids: Ids, seen: Memory | None = None) -> Checked | None:
+    def check_block(
+        self, block: bytes, now: float, ids: GiveIds, seen: Memory | None = None
+    ) -> Checked | None:
         """Check and stamp lines whose ids are given, if they are all fine and regular; else None.
 
         Regular is a line that begins with one brace and ends with the other.
@@ -140,13 +144,13 @@ class Checker:
         return Checked(stamped, [], [Fate(sum(count for _, count in stamped))])
 
     def check_lines(
-        self, lines: Sequence[bytes], now: float, ids: Ids, seen: Memory | None = None
+        self, lines: Sequence[bytes], now: float, ids: Sequence[bytes], seen: Memory | None = None
     ) -> Checked:
         """Check and stamp lines whose ids are given, none of them blank; each gets a fate of its own."""
         return self._sift(lines, now, seen, ids)
 
     def _take(
-        self, data: bytes, now: float, seen: Memory | None, ids: Ids | None = None
+        self, data: bytes, now: float, seen: Memory | None, ids: GiveIds | None = None
     ) -> list[tuple[bytes, int]] | None:
         """Check and stamp lines in a few calls; return them in groups.
 
@@ -158,7 +162,7 @@ class Checker:
         found = self._read(data, whole.count)
         if found is None or _first_in_doubt(found, data, now, seen) is not None:
             return None
-        return _stamped(whole, found, now, None if ids is None else ids(0, whole.count))
+        return _stamped(whole, found, now, ids)
 
     def _read(self, data: bytes, lines: int) -> quick.Found | None:
         """Read lines, all of them fine; None where one is in doubt."""
@@ -173,7 +177,11 @@ class Checker:
         return checked
 
     def _sift(
-        self, segments: Sequence[Segment], now: float, seen: Memory | None, ids: Ids | None = None
+        self,
+        segments: Sequence[Segment],
+        now: float,
+        seen: Memory | None,
+        ids: Sequence[bytes] | None = None,
     ) -> Checked:
         """Check lines of which some are not fine: each is read alone, the fine ones stamped together."""
         lines: list[bytes] = []
@@ -241,7 +249,7 @@ class _Sifting:
 
     Attributes:
         lines: none of them blank.
-        ids: gives the ids of those that carry none.
+        ids: one for each line, for those that carry none.
         seen: what came lately.
         stamper: for single lines.
         now: Unix seconds.
@@ -250,7 +258,7 @@ class _Sifting:
     """
 
     lines: list[bytes]
-    ids: Ids | None
+    ids: Sequence[bytes] | None
     seen: Memory | None
     stamper: Stamper
     now: float
@@ -303,9 +311,13 @@ class _Sifting:
         doubt = _first_in_doubt(found, data, self.now, self.seen)
         if doubt is not None:
             return doubt
-        given = None if self.ids is None else [self.ids(place, place + 1)[0] for place in some]
-        self.sifted.groups += _stamped(whole, found, self.now, given)
+        self.sifted.groups += _stamped(whole, found, self.now, self._give(some))
         return None
+
+    def _give(self, some: Sequence[int]) -> GiveIds | None:
+        """Return what gives the ids of some lines."""
+        ids = self.ids
+        return None if ids is None else lambda _: Ids([b""], [[ids[place] for place in some]])
 
     def _decide(self, place: int, facts: Facts | Refusal) -> None:
         """Add or refuse a line."""
@@ -323,7 +335,7 @@ class _Sifting:
             if not repeats:
                 self.refused.append((place, external_id_conflict()))
             return False
-        given = None if self.ids is None else self.ids(place, place + 1)[0]
+        given = None if self.ids is None else self.ids[place]
         stamped = self.stamper.stamp(line, facts, given)
         if facts.timestamp is not None and facts.timestamp > self.stamper.now:
             sifted.held.append((int(facts.timestamp.timestamp() * 1000) + 1, stamped))
@@ -332,16 +344,18 @@ class _Sifting:
         return True
 
 
-def _stamped(
-    whole: Cut, found: quick.Found, now: float, given: Sequence[bytes] | None
-) -> list[tuple[bytes, int]]:
-    """Return lines with what they lack, in groups; `given` are the ids for those without."""
+def _stamped(whole: Cut, found: quick.Found, now: float, ids: GiveIds | None) -> list[tuple[bytes, int]]:
+    """Return lines with what they lack, in groups; those without ids get new ones if none are given."""
     if found.with_ids is None or found.with_times is None:
         facts = [Facts(quick.own_id(event), _time_of(event)) for event in found.events]
+        given = None if ids is None else ids(whole).each()
         return [Stamper(now).join(whole.data.split(b"\n"), facts, given)]
     if found.with_ids and found.with_times:
         return groups(whole)
-    return write_in(whole, now, ids=not found.with_ids, times=not found.with_times, given=given)
+    if found.with_ids:
+        return write_in(whole, now, times=True, ids=None)
+    give = partial(uuid7_ids, now) if ids is None else ids(whole).some
+    return write_in(whole, now, times=not found.with_times, ids=give)
 
 
 def _first_in_doubt(found: quick.Found, data: bytes, now: float, seen: Memory | None) -> int | None:

@@ -8,10 +8,10 @@ the last 16 bits: one system call for a thousand events instead of a thousand.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 BLOCK = 1 << 16
 """How many ids one prefix serves."""
@@ -19,6 +19,27 @@ BLOCK = 1 << 16
 _POOL = 4096
 
 _HEX4 = [b"%04x" % number for number in range(4096)]
+
+
+class Ids(NamedTuple):
+    """Ids of events that follow one another, as columns of text: so none of them has to be made alone.
+
+    Attributes:
+        words: what stands before each column, the same in every id.
+        columns: of each id the part that differs; all are equally long.
+    """
+
+    words: Sequence[bytes]
+    columns: Sequence[Sequence[bytes]]
+
+    def some(self, share: slice) -> Ids:
+        """Return those of some events."""
+        return Ids(self.words, [column[share] for column in self.columns])
+
+    def each(self) -> list[bytes]:
+        """Return them one by one."""
+        form = b"%b".join([*self.words, b""])
+        return [form % parts for parts in zip(*self.columns, strict=True)]
 
 
 class _Random:
@@ -75,3 +96,8 @@ def uuid7_block(unix_seconds: float, count: int) -> list[bytes]:
     """Return `count` new ids (at most `BLOCK`) as ASCII bytes, each greater than the one before."""
     prefix = uuid7_prefix(unix_seconds)
     return [prefix + suffix for suffix in suffixes(count)]
+
+
+def uuid7_ids(unix_seconds: float, share: slice) -> Ids:
+    """Return new ids for some events (at most `BLOCK`), in columns."""
+    return Ids([uuid7_prefix(unix_seconds)], [suffixes(share.stop - share.start)])

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.chunk import MAX_EVENTS
-from agent.ids import suffixes, uuid7_block, uuid7_prefix
+from agent.ids import uuid7_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from agent.ids import Ids
     from agent.refusal import Facts
+
+_OPENING, _CLOSING = b"{}"
+_first_of, _last_of = itemgetter(0), itemgetter(-2)  # of a line with a newline
+_body_of = itemgetter(slice(None, -2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +35,18 @@ class Cut:
 
     Attributes:
         data: the lines, joined by newlines.
-        count: how many.
-        width: pieces of each line.
-        pieces: `width` for each line, each without the brace that ends it; but for the first
-            line, the first of a line begins with the newline before it.
+        lines: each of them with a newline.
+        bodies: each of them without the brace that ends it.
     """
 
     data: bytes
-    count: int
-    width: int
-    pieces: list[bytes]
+    lines: list[bytes]
+    bodies: list[bytes]
 
-    def some(self, share: slice) -> list[bytes]:
-        """Return the pieces of some lines; the first of them without its newline."""
-        pieces = self.pieces[share.start * self.width : share.stop * self.width]
-        pieces[0] = pieces[0].removeprefix(b"\n")
-        return pieces
+    @property
+    def count(self) -> int:
+        """How many lines."""
+        return len(self.lines)
 
 
 def cut(data: bytes) -> Cut | None:
@@ -52,25 +55,15 @@ def cut(data: bytes) -> Cut | None:
     In valid JSON, a brace, a newline and a brace stand only between two objects. So where no
     other newline is left, and a reader finds as many objects as there are lines, each line
     is one object.
-
-    Looking for one byte is many times as fast as for several, so lines with equally many
-    braces are cut at these; others at their newlines.
     """
     if not (data.startswith(b"{") and data.endswith(b"}")):
         return None
-    # `count` compares byte by byte, `replace` lets the C library search.
-    count = len(data) - len(data.replace(b"\n", b"")) + 1
-    pieces = data.split(b"}")
-    pieces.pop()
-    width, more = divmod(len(pieces), count)
-    if not more and all(map(bytes.startswith, pieces[width::width], repeat(b"\n{"))):
-        return Cut(data, count, width, pieces)
-    lines = data.split(b"\n")
-    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+    # `split` compares byte by byte, this lets the C library search: four times as fast.
+    lines = BytesIO(data).readlines()
+    lines[-1] += b"\n"
+    if set(map(_first_of, lines)) != {_OPENING} or set(map(_last_of, lines)) != {_CLOSING}:
         return None
-    pieces = [b"\n" + line[:-1] for line in lines]
-    pieces[0] = pieces[0][1:]
-    return Cut(data, count, 1, pieces)
+    return Cut(data, lines, list(map(_body_of, lines)))
 
 
 def groups(whole: Cut) -> list[tuple[bytes, int]]:
@@ -78,38 +71,39 @@ def groups(whole: Cut) -> list[tuple[bytes, int]]:
     if whole.count <= MAX_EVENTS:
         return [(whole.data, whole.count)]
     return [
-        (b"}".join([*whole.some(share), b""]), share.stop - share.start) for share in _shares(whole.count)
+        (b"".join(whole.lines[share]).removesuffix(b"\n"), share.stop - share.start)
+        for share in _shares(whole.count)
     ]
 
 
 def write_in(
-    whole: Cut, now: float, *, ids: bool, times: bool, given: Sequence[bytes] | None = None
+    whole: Cut, now: float, *, times: bool, ids: Callable[[slice], Ids] | None
 ) -> list[tuple[bytes, int]]:
     """Write ids, times or both into lines that all lack them; return them in groups, with their counts.
 
     Args:
         whole: the lines.
         now: the time of receipt.
-        ids: they lack ids.
         times: they lack times.
-        given: the ids; new ones are made where this is None.
+        ids: gives those for some of the lines, where they lack them.
     """
-    time = b',"timestamp":"%b"' % iso(now) if times else b""
-    width = whole.width
+    end = b',"timestamp":"%b"}\n' % iso(now) if times else b"}\n"
     result = []
     for share in _shares(whole.count):
-        some, count = whole.some(share), share.stop - share.start
-        line = [b"", b"}"] * width
-        if ids:
-            line[-1:] = b',"external_id":"' + (uuid7_prefix(now) if given is None else b""), b"", b'"'
-            line[-1] += time + b"}"
-        else:
-            line[-1] = time + b"}"
+        count = share.stop - share.start
+        columns: list[Sequence[bytes]] = [whole.bodies[share]]
+        words = [end]
+        if ids is not None:
+            some = ids(share)
+            columns += some.columns
+            words = [b',"external_id":"' + some.words[0], *some.words[1:], b'"' + end]
+        line = [b""] * (2 * len(words))
+        line[1::2] = words
+        # All texts of all lines, one after the other.
         texts = line * count
-        for place in range(width):
-            texts[2 * place :: len(line)] = some[place::width]
-        if ids:
-            texts[2 * width :: len(line)] = suffixes(count) if given is None else given[share]
+        for place, column in enumerate(columns):
+            texts[2 * place :: len(line)] = column
+        texts[-1] = texts[-1].removesuffix(b"\n")
         result.append((b"".join(texts), count))
     return result
 

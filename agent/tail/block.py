@@ -124,20 +124,16 @@ def beginning(block: Block, length: int) -> Block:
     return Block(Kind.LINES, part, length, _last(block.before, block.data, length), before=block.before)
 
 
-def pieces(lines: bytes, most: int) -> Iterator[tuple[int, bytes]]:
-    """Cut lines into pieces: yield where each begins, and its lines.
+def pieces(lines: bytes, size: int) -> Iterator[tuple[int, bytes]]:
+    """Cut lines into pieces of about the same size: yield where each begins, and its lines.
 
     Args:
         lines: joined by newlines.
-        most: so many bytes has a piece, unless one line is longer.
+        size: so many bytes has a piece, and the rest of its last line.
     """
+    share = len(lines) // max(1, -(-len(lines) // size))
     start = 0
-    while len(lines) - start > most:
-        end = lines.rfind(b"\n", start, start + most + 1)
-        if end < 0:
-            end = lines.find(b"\n", start + most)
-        if end < 0:
-            break
+    while (end := lines.find(b"\n", start + share)) >= 0:
         yield start, lines[start:end]
         start = end + 1
     yield start, lines[start:] if start else lines

@@ -22,13 +22,18 @@ import struct
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate, repeat
-from operator import add
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+import msgspec
+
+from agent.ids import Ids
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from agent.stamp import Cut
 
 FIRST_BYTES = 1024
 HEAD_BYTES = 4096
@@ -80,19 +85,21 @@ def line_id(of_identity: str, offset: int, line: bytes) -> bytes:
     return b"%b-%b-%d-%08x" % (_VERSION, of_identity.encode(), offset, crc32(line))
 
 
-def line_ids(of_identity: str, offset: int, lines: Sequence[bytes]) -> list[bytes]:
+def line_ids(of_identity: str, offset: int, whole: Cut) -> Ids:
     """Return the ids of lines that follow one another, each with nothing but a newline behind it.
 
     Args:
         of_identity: of their file.
         offset: of the first one.
-        lines: without their newlines, and without blanks at their ends.
+        whole: the lines.
     """
-    form = b"%b-%b-%%d-%%b" % (_VERSION, of_identity.encode())
-    offsets = accumulate(map(add, map(len, lines), repeat(1)), initial=offset)
-    # Hexadecimal digits of all at once: formatting each takes as long as the rest of it.
-    contents = struct.pack(f">{len(lines)}I", *map(crc32, lines)).hex(",", 4).encode().split(b",")
-    return [form % pair for pair in zip(offsets, contents, strict=False)]
+    count = whole.count
+    starts = list(accumulate(map(len, whole.lines), initial=offset))[:count]
+    crcs = map(crc32, repeat(b"}"), map(crc32, whole.bodies))
+    # The digits of all numbers at once: formatting each takes as long as the rest of it.
+    offsets = msgspec.json.encode(starts)[1:-1].split(b",")
+    contents = struct.pack(f">{count}I", *crcs).hex(",", 4).encode().split(b",")
+    return Ids([b"%b-%b-" % (_VERSION, of_identity.encode()), b"-"], [offsets, contents])
 
 
 def head_lines(head: bytes) -> tuple[int, ...]:

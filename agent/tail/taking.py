@@ -7,6 +7,7 @@ says where it stands; mended, it can be sent from there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -80,22 +81,6 @@ class Taken:
         self.repeated += more.repeated
 
 
-class _Ids:
-    """The ids of all lines of a block that has none but whole ones; made when they are needed."""
-
-    def __init__(self, place: Place, block: bytes) -> None:
-        self._place = place
-        self._block = block
-        self._all: list[bytes] = []
-
-    def __call__(self, start: int, stop: int) -> list[bytes]:
-        """Return those from one line to another."""
-        if not self._all:
-            lines = self._block.split(b"\n")
-            self._all = line_ids(self._place.identity, self._place.offset, lines)
-        return self._all if (start, stop) == (0, len(self._all)) else self._all[start:stop]
-
-
 class _Line(NamedTuple):
     """One line that is not blank: its number in the block from 1, where it begins, and its text."""
 
@@ -135,7 +120,7 @@ class Taking:
             wall: the same by ours.
         """
         if not (self._defaults or self._metadata) and _all_short(block, self._max_line_bytes):
-            ids = _Ids(place, block)
+            ids = partial(line_ids, place.identity, place.offset)
             checked = self._checker.check_block(block, now, ids, seen)
             if checked is not None:
                 return Taken(checked.groups, checked.held, [], checked.count)
@@ -163,7 +148,7 @@ class Taking:
             taken.lines = number
         ids = [line_id(place.identity, line.offset, line.text) for line in lines]
         filled = [self._filled(line.text) for line in lines]
-        checked = self._checker.check_lines(filled, now, lambda start, stop: ids[start:stop], reserved)
+        checked = self._checker.check_lines(filled, now, ids, reserved)
         taken.groups, taken.held, taken.repeated = checked.groups, checked.held, checked.repeated
         for line, fate in zip(lines, checked.fates, strict=True):
             refused.extend((line, why) for _, why in fate.refused)

@@ -15,6 +15,7 @@ from support.tails import Desk, line
 
 from agent.event import Checker
 from agent.seen import Seen
+from agent.stamp import cut
 from agent.tail import Table, identity
 from agent.tail.block import Kind, advance, next_block, pieces
 from agent.tail.glob import excluder, find
@@ -51,6 +52,20 @@ def test_the_id_of_a_line_is_that_of_version_1_of_the_contract() -> None:
     assert [event["external_id"] for event in events(taken)] == [
         f"t1-{fingerprint}-0-0-{zlib.crc32(first):08x}",
         f"t1-{fingerprint}-0-{len(first) + 1}-{zlib.crc32(first):08x}",
+    ]
+
+
+@given(
+    st.lists(st.binary(max_size=9).map(lambda text: b"{%b}" % text.replace(b"\n", b"")), min_size=1),
+    st.integers(0, 2**50),
+)
+def test_the_ids_of_many_lines_are_those_of_each(lines: list[bytes], offset: int) -> None:
+    whole = cut(b"\n".join(lines))
+    assert whole is not None
+
+    offsets = [offset + len(b"".join(lines[:place])) + place for place in range(len(lines))]
+    assert identity.line_ids("00112233445566aa-0", offset, whole).each() == [
+        identity.line_id("00112233445566aa-0", *one) for one in zip(offsets, lines, strict=True)
     ]
 
 
@@ -151,13 +166,15 @@ def test_a_line_that_is_too_long_is_passed_over_up_to_its_newline() -> None:
 @given(
     st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), min_size=1), st.integers(1, 20)
 )
-def test_pieces_of_lines_are_whole_lines_and_short_where_they_can_be(lines: list[bytes], most: int) -> None:
+def test_pieces_of_lines_are_whole_lines_and_no_longer_than_they_have_to_be(
+    lines: list[bytes], size: int
+) -> None:
     text = b"\n".join(lines)
-    cut = list(pieces(text, most))
+    found = list(pieces(text, size))
 
-    assert b"\n".join(piece for _, piece in cut) == text
-    assert all(text[start:].startswith(piece) for start, piece in cut)
-    assert all(len(piece) <= most or b"\n" not in piece for _, piece in cut)
+    assert b"\n".join(piece for _, piece in found) == text
+    assert all(text[start:].startswith(piece) for start, piece in found)
+    assert all(len(piece.rpartition(b"\n")[0]) <= size for _, piece in found)
 
 
 def test_no_more_is_read_than_a_bound_while_nothing_is_written(
