@@ -302,6 +302,9 @@ class DiskQueue:
 
     def _first_key(self, cache: Cache) -> int:
         first, end = next(iter(cache.iterkeys()), None), self._books.next_key
+        if isinstance(first, int) and first >= end:
+            with self._write:  # what was committed just now is noted in the books only then
+                end = self._books.next_key
         if isinstance(first, int) and not 0 < first < end:
             raise DamageError(f"it holds a chunk {first}, and the next one is to be {end}")
         return first if isinstance(first, int) else end
