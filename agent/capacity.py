@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agent.errors import reason_of
-from agent.queue.ballast import size_on
+from agent.queue.ballast import portion_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ class Capacity:
         self._unseen = 0  # bytes that may still be written before the next look
         self._short: str | None = None
         self.portion = 1 << 20
-        """How many bytes of events one transaction may have: the ballast is twice that."""
+        """How many bytes of events one transaction may have: at most half of the ballast."""
 
     def wrote(self, size: int) -> None:
         """Note that so many bytes of events were committed."""
@@ -77,7 +77,7 @@ class Capacity:
         except OSError as error:
             return f"the disk does not tell what it has free: {reason_of(error)}"
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        self.portion = size_on(disk) // 2
+        self.portion = portion_on(disk)
         reserve = self.limits.reserve_bytes
         if self.limits.small_disk:
             reserve = min(reserve, total // _SMALL_DISK_SHARE)

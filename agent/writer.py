@@ -455,7 +455,7 @@ class Writer:
             self._log.info("queue can be written again")
         lack = self._capacity.lack(self._queue.books().bytes, now)
         try:
-            self._queue.recover()
+            self._queue.recover(short=lack is not None)
         except QueueError as error:
             lack = error.reason
         self._set_full(lack)

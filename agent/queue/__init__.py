@@ -264,8 +264,11 @@ class Queue(Protocol):
         """
         ...
 
-    def recover(self) -> None:
+    def recover(self, *, short: bool = False) -> None:
         """See that the queue is ready for more, with room kept for settling, also after the disk refused.
+
+        Args:
+            short: room is wanted: what was taken out is to be given back to the disk now.
 
         Raises:
             QueueFullError: there is no room to keep.

@@ -20,13 +20,14 @@ import sqlite3
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent.queue.ballast import size_on
+from agent.queue import check, wal
+from agent.queue.ballast import log_on
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE_BYTES = 4096
-_MOST_PAGES = 480
+_MOST_PAGES = 720  # a commit of one event writes five: fewer than one such commit in a hundred has to wait
 _BUSY_SECONDS = 5.0
 
 
@@ -39,23 +40,36 @@ class Backfill:
 
     def __init__(self, database: Path) -> None:
         self._database = database
+        self._index = database.with_name(check.INDEX)
         self._db: sqlite3.Connection | None = None
         self._logged = 0  # pages in the log, guessed high
         self._most = _MOST_PAGES
         self._distrusted = True
 
-    def prepare(self) -> None:
-        """Move the log if it is time; raises sqlite3.Error or OSError when the disk refuses."""
+    def prepare(self, *, all_of_it: bool = False) -> None:
+        """Move the log if it is time, or `all_of_it`: the database shrinks only then.
+
+        Raises:
+            sqlite3.Error: the disk refuses.
+            OSError: the same.
+        """
         if self._distrusted:
-            self._most = min(_MOST_PAGES, size_on(os.statvfs(self._database.parent)) // PAGE_BYTES // 2)
+            self._most = min(_MOST_PAGES, log_on(os.statvfs(self._database.parent)) // PAGE_BYTES)
             self._run("TRUNCATE")
             self._distrusted = False
-        elif self._logged >= self._most:
+        elif (most := 1 if all_of_it else self._most) <= self._logged and self._count() >= most:
             self._run("PASSIVE")
 
     def wrote(self, size: int, rows: int) -> None:
         """Note a commit of rows of this many bytes in all, put in or taken out."""
         self._logged += size // PAGE_BYTES + 3 * rows + 8
+
+    def _count(self) -> int:
+        """Replace the guess by what the log's index says, if that can be believed; return it."""
+        waiting = wal.waiting(self._index)
+        if waiting is not None:
+            self._logged = waiting
+        return self._logged
 
     def distrust(self) -> None:
         """Note that something failed: all of the log has to be moved before the next commit."""

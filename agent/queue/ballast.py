@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_BYTES = 4 << 20
+MOST_BYTES = 6 << 20
+_MOST_PORTION = 2 << 20  # more is no quicker, and takes memory
 _SHARE = 4  # of a small disk, one part in so many
 _PAGE_BYTES = 4096
 _START_BYTES = 512 << 10
@@ -32,6 +33,20 @@ _BLOCK_BYTES = 8192
 def size_on(disk: os.statvfs_result) -> int:
     """Return how large the ballast on a disk is to be."""
     return min(MOST_BYTES, disk.f_blocks * disk.f_frsize // _SHARE) // _PAGE_BYTES * _PAGE_BYTES
+
+
+def portion_on(disk: os.statvfs_result) -> int:
+    """Return how many bytes of events one transaction may have."""
+    return min(_MOST_PORTION, size_on(disk) // 2)
+
+
+def log_on(disk: os.statvfs_result) -> int:
+    """Return how many bytes may be in the log before another transaction.
+
+    With that transaction they have to fit into the ballast; a quarter is left to the rows about
+    events, to indexes, and to what a deletion moves.
+    """
+    return (size_on(disk) - portion_on(disk)) // 4 * 3
 
 
 class Ballast:

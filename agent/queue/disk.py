@@ -153,8 +153,11 @@ class DiskQueue:
                     raise
             return self._commit_or_mend(change)
 
-    def recover(self) -> None:
+    def recover(self, *, short: bool = False) -> None:
         """See that the queue is ready for more, with room kept for settling, also after the disk refused.
+
+        Args:
+            short: room is wanted: what was taken out is to be given back to the disk now.
 
         Raises:
             QueueFullError: there is no room to keep.
@@ -164,7 +167,7 @@ class DiskQueue:
             self._see_files()
             try:
                 self._store()
-                self._backfill.prepare()
+                self._backfill.prepare(all_of_it=short)
             except ERRORS as error:
                 self._backfill.distrust()
                 if check.is_damage(error):

@@ -146,6 +146,12 @@ def taken(index: Path) -> int:
     return 0 if known is None else known.frames
 
 
+def waiting(index: Path) -> int | None:
+    """Tell how many frames are not in the database yet; None when the index cannot be believed."""
+    known = _read_index(index)
+    return None if known is None else max(0, known.frames - known.copied)
+
+
 def salts(log: Path) -> bytes:
     """Return what tells this log from the one before it in the same file."""
     with closing(RawFile(log)) as file:

@@ -8,18 +8,19 @@ import os
 import sqlite3
 import stat
 from contextlib import closing
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from support.damage import DATABASE, LOG, reports, write
+from support.damage import DATABASE, INDEX, LOG, reports, write
 from support.queues import chunk_of, delivered
 
 from agent import chunk
 from agent.errors import QueueError, QueueFullError, QueueLockedError
 from agent.lock import QueueLock
-from agent.queue import Change, ballast
+from agent.queue import Change, ballast, wal
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
@@ -81,6 +82,23 @@ def test_a_disk_that_fails_is_not_full(tmp_path: Path, monkeypatch: pytest.Monke
     assert not isinstance(fault("write", tmp_path, refused(code)), QueueFullError)
 
 
+# -- moving the log ----------------------------------------------------------------------
+
+
+def test_of_a_hundred_commits_of_one_event_at_most_one_waits_until_the_log_is_moved(
+    directory: Path,
+) -> None:
+    queue, waiting = DiskQueue(directory), []
+    with closing(queue):
+        for number in range(1000):
+            queue.commit(Change(appends=[chunk_of(f"event-{number}")]))
+            waiting.append(wal.waiting(directory / INDEX))
+
+    moved = sum(later < before for before, later in pairwise(waiting))
+
+    assert 0 < moved <= 10
+
+
 # -- room --------------------------------------------------------------------------------
 
 
@@ -132,6 +150,18 @@ def test_the_log_never_grows_beyond_what_fits_into_the_room_that_is_kept(
             queue.commit(Change(appends=[chunk.Chunk(lines, 1, number)]))
 
         assert (directory / LOG).stat().st_size < most
+
+
+def test_what_is_taken_out_is_given_back_at_once_where_room_is_short(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        keys = queue.commit(Change(appends=[chunk_of(n, filler=1 << 20) for n in ("a", "b")]))
+        queue.recover(short=True)
+        large = (directory / DATABASE).stat().st_size
+        queue.commit(Change(settlements=[delivered(key) for key in keys]))
+
+        queue.recover(short=True)
+
+        assert (directory / DATABASE).stat().st_size < large
 
 
 # -- newer -------------------------------------------------------------------------------
