@@ -64,6 +64,8 @@ class Connection:
         self.peer = peer
         self.state = State.IDLE
         self.deadline = 0.0
+        self.since = 0.0
+        """When its deadline was set: monotonic; the server's."""
         self.request: Request | None = None
         self.wanted = 0
         """Bytes that the body needs; the server's."""

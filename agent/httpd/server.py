@@ -5,12 +5,16 @@ Everything is bounded: connections, the bytes of a head, the bytes of all bodies
 always finish), and the time for each stage. What takes time is done elsewhere: `App.handle`
 returns at once, and the response may come from any thread.
 
-When there are too many connections, the one that has kept us waiting longest goes.
+When there are too many connections, the one that has kept us waiting longest goes. Small bodies
+are let in before large ones, and while others wait for room, a body must come at a fair rate: so
+whoever announces much and sends little keeps nobody out for long.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import os
 import selectors
 import socket
@@ -33,19 +37,26 @@ if TYPE_CHECKING:
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _WAITING_FOR_CLIENT = (State.IDLE, State.HEAD, State.WAITING, State.BODY, State.LEAVING)
 _ACCEPT_AT_ONCE = 64
+_FAIR_RATE = 1 << 20  # bytes a second of a body, while others wait for its room
 _BREATH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much of everything, and how long (seconds)."""
+    """How much of everything, and how long (seconds).
+
+    `stall` is what a body may take beyond its fair time while others wait for its room; a
+    connection that is younger than `fresh` makes room for others last.
+    """
 
     connections: int = 512
     body_bytes: int = 64 << 20
     idle: float = 75.0
     head: float = 10.0
     body: float = 30.0
+    stall: float = 2.0
     write: float = 30.0
+    fresh: float = 1.0
     leave: float = 2.0
     stop: float = 2.0
 
@@ -97,7 +108,8 @@ class Server:
         self._log = get("api")
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
-        self._waiting: deque[Connection] = deque()
+        self._waiting: list[tuple[int, int, Connection]] = []  # a heap: bytes, order of arrival
+        self._turns = itertools.count()
         self._ready: deque[Connection] = deque()  # to be gone on with, of what they have sent already
         self._reserved = 0
         self._replies: deque[tuple[Connection, Request, Response]] = deque()
@@ -232,12 +244,15 @@ class Server:
         idle = [one for one in self._connections if one.state in _WAITING_FOR_CLIENT]
         if not idle:
             return False
-        self._drop(min(idle, key=lambda one: (one.state is not State.IDLE, one.deadline)))
+        fresh = self._clock.monotonic() - self._bounds.fresh
+        # What has come just now may bring its request in a moment; an old one that asks nothing goes first.
+        self._drop(min(idle, key=lambda one: (one.since > fresh, one.state is not State.IDLE, one.since)))
         return True
 
     def _give(self, connection: Connection, seconds: float) -> None:
         """Set a connection's deadline."""
-        connection.deadline = self._clock.monotonic() + seconds
+        connection.since = self._clock.monotonic()
+        connection.deadline = connection.since + seconds
         self._sweep_at = min(self._sweep_at, connection.deadline)
 
     def _sweep(self, now: float) -> None:
@@ -254,6 +269,8 @@ class Server:
                 )
             else:
                 self._drop(connection)
+        self._waiting = [one for one in self._waiting if one[2].state is State.WAITING]
+        heapq.heapify(self._waiting)
         self._sweep_at = min((one.deadline for one in self._connections), default=float("inf"))
 
     def _drop(self, connection: Connection) -> None:
@@ -326,23 +343,33 @@ class Server:
             connection.wanted = length
             connection.state = State.WAITING
             self._give(connection, self._bounds.body)
-            self._waiting.append(connection)
+            heapq.heappush(self._waiting, (length, next(self._turns), connection))
             self._watch(connection, 0)
             self._let_in()
 
     def _let_in(self) -> None:
-        """Let bodies in, in order, as far as there is room for them."""
+        """Let bodies in, the smallest first, as far as there is room for them."""
         while self._waiting:
-            connection = self._waiting[0]
+            connection = self._waiting[0][2]
             if connection.state is State.WAITING:
                 if self._reserved and self._reserved + connection.wanted > self._bounds.body_bytes:
+                    self._hurry()
                     return
                 connection.reserved = connection.wanted
                 self._reserved += connection.reserved
                 connection.state = State.BODY
+                self._give(connection, self._bounds.body)
                 self._watch(connection, _READ)
                 self._ready.append(connection)
-            self._waiting.popleft()
+            heapq.heappop(self._waiting)
+
+    def _hurry(self) -> None:
+        """Others wait: give the bodies that were let in no more than their fair time."""
+        for connection in self._connections:
+            if connection.state is State.BODY:
+                fair = self._bounds.stall + connection.wanted / _FAIR_RATE
+                connection.deadline = min(connection.deadline, connection.since + fair)
+                self._sweep_at = min(self._sweep_at, connection.deadline)
 
     def _release(self, connection: Connection) -> None:
         """Give the room of a body back."""

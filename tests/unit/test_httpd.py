@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from support.clock import FakeClock
 from support.processes import PATIENCE, wait_until
 
 from agent.clock import SystemClock
@@ -275,6 +276,76 @@ def test_large_bodies_wait_for_room_and_those_that_were_let_in_get_through(serve
 
     assert [request.path for request in served.app.seen] == ["/first", "/second"]
     wait_until(lambda: served.server._reserved == 0)
+
+
+def test_a_small_body_does_not_wait_behind_large_ones(serve) -> None:
+    served = serve(body_bytes=MAX_BODY)
+
+    with served.connect() as first, served.connect() as large:
+        first.sendall(post("/first", b"x" * (MAX_BODY - 1000))[:-1])
+        wait_until(lambda: served.server._reserved == MAX_BODY - 1000)
+        large.sendall(post("/large", b"y" * 2000))
+        wait_until(lambda: served.server._waiting)
+
+        assert ask(served, post("/small", b"z" * 100))[0] == 200
+
+        assert [request.path for request in served.app.seen] == ["/small"]
+        first.sendall(b"x")
+        assert answer(large)[0] == 200
+
+
+def test_a_body_that_does_not_come_is_given_up_soon_while_others_wait_for_its_room(serve) -> None:
+    served = serve(body_bytes=1000, stall=0.1, body=600.0)
+
+    with served.connect() as stalled:
+        stalled.sendall(post("/stalled", b"x" * 1000)[:-1])
+        wait_until(lambda: served.server._reserved == 1000)
+
+        assert ask(served, post("/waits", b"y" * 100))[0] == 200
+        assert answer(stalled)[0] == 408
+
+    assert [request.path for request in served.app.seen] == ["/waits"]
+
+
+def test_those_who_left_while_they_waited_are_forgotten(serve) -> None:
+    served = serve(body_bytes=1000, stall=600.0, body=0.2)
+
+    with served.connect() as large, served.connect() as first:
+        first.sendall(post("/later", b"x" * 1000))
+        wait_until(lambda: served.app.replies)
+        large.sendall(post("/large", b"y" * 1000))
+        assert answer(large)[0] == 503
+
+    wait_until(lambda: not served.server._waiting)
+
+
+def test_of_too_many_connections_one_that_came_just_now_does_not_go(tmp_path) -> None:
+    clock = FakeClock()
+    bound = listen(tmp_path / "s", mode=0o600)
+    server = Server([Listener(bound.sock, "unix")], App(), clock, Bounds(connections=3))
+
+    def connect(data: bytes) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(str(bound.path))
+        sock.sendall(data)
+        return sock
+
+    slow = [connect(b"GET /slow HTTP/1.1\r\n") for _ in range(3)]
+    server.step(0)
+    server.step(0)
+    clock.advance(5.0)
+    quick = [connect(get(f"/{number}")) for number in range(3)]
+    for _ in range(4):
+        server.step(clock.monotonic() + 0.1)
+
+    assert [answer(sock)[0] for sock in quick] == [200] * 3
+    assert [rest(sock) for sock in slow] == [b""] * 3
+    for sock in (*slow, *quick):
+        sock.close()
+    while server.connections:
+        server.step(clock.monotonic() + 0.1)
+    bound.close()
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_gives_the_room_back(serve) -> None:
