@@ -42,6 +42,16 @@ class Framer:
         """True while a line has begun whose newline has not come."""
         return self._skipping or bool(self._held)
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept of a line whose newline has not come."""
+        return len(self._held)
+
+    def forget(self) -> None:
+        """Keep nothing of a line whose newline has not come."""
+        self._held.clear()
+        self._skipping = False
+
     def feed(self, data: bytes | bytearray, size: int | None = None) -> list[Segment]:
         """Take what was received; return the segments that it completes, in order.
 

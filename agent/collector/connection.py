@@ -22,19 +22,44 @@ MAX_WAITING_ANSWERS = 256 * 1024
 """Bytes of answers that wait for a producer to read, beside what the kernel holds."""
 
 
+_ALL_WAITING_ANSWERS = 64 << 20
+_LEAST_WAITING_ANSWERS = 4 * 1024
+
+
+class Share:
+    """How many bytes of answers may wait for each producer.
+
+    Attributes:
+        answers: the bytes; fewer when there are many connections.
+    """
+
+    __slots__ = ("answers",)
+
+    def __init__(self) -> None:
+        self.answers = MAX_WAITING_ANSWERS
+
+    def divide(self, connections: int) -> None:
+        """Go by so many connections from now on."""
+        fair = _ALL_WAITING_ANSWERS // max(1, connections)
+        self.answers = max(_LEAST_WAITING_ANSWERS, min(fair, MAX_WAITING_ANSWERS))
+
+
 class Connection:
     """The state of one connection.
 
     Args:
         sock: non-blocking.
         max_line_bytes: the longest line that is taken.
+        share: what it may keep waiting; all connections have the same.
     """
 
     __slots__ = (
         "_ack_waits",
         "_acked",
         "_lock",
+        "_share",
         "_waiting",
+        "careless",
         "closed",
         "fd",
         "framer",
@@ -43,12 +68,13 @@ class Connection:
         "notified",
         "paused",
         "resting",
+        "since",
         "sock",
         "streaming",
         "unsettled",
     )
 
-    def __init__(self, sock: socket.socket, max_line_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, max_line_bytes: int, share: Share | None = None) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.framer = Framer(max_line_bytes)
@@ -59,7 +85,11 @@ class Connection:
         self.paused = False
         """Not read, since the queue is full; the collector's."""
         self.resting = False
-        """Not read for a moment, so that more gathers; the collector's."""
+        """Not read for a moment, so that more gathers, or before its turn; the collector's."""
+        self.careless = False
+        """Nearly all of its lines are refused; the collector's."""
+        self.since = 0.0
+        """When the line began that has no end yet: monotonic; the collector's."""
         self.notified = False
         """Was told that the queue is full; the collector's."""
         self.streaming = 0
@@ -67,6 +97,7 @@ class Connection:
         self.unsettled = 0
         """Groups of lines that are on their way to the disk; changed under the lock."""
         self.closed = False
+        self._share = share or Share()
         self._lock = threading.Lock()
         self._waiting = bytearray()
         self._acked = 0
@@ -136,7 +167,8 @@ class Connection:
     def _send(self, answers: bytes) -> None:
         """Send what waits, then `answers`, then the last acknowledgement, as far as the kernel takes it."""
         waiting = self._waiting
-        room = MAX_WAITING_ANSWERS - len(waiting)
+        most = self._share.answers
+        room = most - len(waiting)
         if len(answers) <= room:
             waiting += answers
         else:
@@ -144,7 +176,7 @@ class Connection:
         try:
             while True:
                 # Refusals that wait go first: an ack must not overtake them.
-                if self._ack_waits and len(waiting) <= MAX_WAITING_ANSWERS:
+                if self._ack_waits and len(waiting) <= most:
                     waiting += b'{"ack":%d}\n' % self._acked
                     self._ack_waits = False
                 if not waiting:

@@ -9,6 +9,11 @@ thread for each event. So after a small read such a connection rests for some
 milliseconds, and the next read finds more; one that waits for its acks never rests. All
 that rest are read together, so that their lines are checked in one call.
 
+Everything is bounded. A bad line costs twenty times what a good one does: a producer that writes
+little else is careless, and of all such only one is read at a time, and little of it, so that the
+others need not wait. What is kept of lines that have no end yet has a bound for all connections
+together: beyond, the one that waits longest for its end goes. So have the answers that wait.
+
 The protocol: one JSON object a line; `{"ack":N}` once the first N non-blank lines of
 the connection are settled with us; `{"line":N,"error":{…}}` for each refused one, sent
 before the ack that covers it; the same without `line` when the queue is full and the
@@ -25,10 +30,11 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from agent import refusal
-from agent.collector.connection import Connection
+from agent.collector.connection import MAX_WAITING_ANSWERS, Connection, Share
 from agent.collector.peers import AllowList, Door, peer_of
 from agent.errors import hint_of
 from agent.event import Checked, Checker, Fate
@@ -53,7 +59,11 @@ _REST_SECONDS = 0.04
 _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
 _BREATH_SECONDS = 1.0
+_CARELESS_REFUSALS = 64
+_CARELESS_BYTES = 8 * 1024
+_HELD_BYTES = 64 << 20  # of lines that have no end yet, of all connections
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
+_since = attrgetter("since")
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -113,6 +123,9 @@ class Collector:
         self._buffer = bytearray(_READ_BYTES)
         self._attention: deque[Connection] = deque()
         self._resting: list[Connection] = []
+        self._careless: deque[Connection] = deque()  # each waits for its turn
+        self._held = 0  # bytes of lines that have no end yet
+        self._share = Share()
         self._rest_until = 0.0
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -196,12 +209,16 @@ class Collector:
                 gathered = self._serve(key.data, events, gathered)
         if gathered.segments:
             self._submit(gathered)
+        if self._careless:
+            self._serve_careless()
         while not self._stopping and not self._writer.wait_for_room(1.0):
             if self._writer.full:
                 break
 
     def _at_most(self, seconds: float | None) -> float | None:
         """Return how long to wait at most, if not longer than `seconds`."""
+        if self._careless:
+            return 0.0
         if self._listen_at is not None:
             seconds = _BREATH_SECONDS if seconds is None else min(seconds, _BREATH_SECONDS)
             if self._listen_at <= self.beat:
@@ -215,14 +232,31 @@ class Collector:
         """Write to and read from a connection; return what is gathered so far."""
         if events & _WRITE and connection.flush():
             self._after_write(connection)
-        if events & _READ and not connection.closed:
-            return self._read(connection, gathered)
-        return gathered
+        if not events & _READ or connection.closed:
+            return gathered
+        if connection.careless:
+            connection.resting = True
+            self._watch(connection)
+            self._careless.append(connection)
+            return gathered
+        return self._read(connection, gathered)
+
+    def _serve_careless(self) -> None:
+        """Read from the careless connection whose turn it is, by itself."""
+        connection = self._careless.popleft()
+        if connection.closed:
+            return
+        connection.resting = False
+        gathered = self._read(connection, _Gathered([], []))
+        if gathered.segments:
+            self._submit(gathered)
+        if not connection.closed:
+            self._watch(connection)
 
     def _read(self, connection: Connection, gathered: _Gathered) -> _Gathered:
         """Read once from a connection; return what is gathered so far."""
         self._readable(connection, gathered)
-        if gathered.size >= _GATHER_BYTES:
+        if gathered.size >= _GATHER_BYTES and gathered.segments:
             self._submit(gathered)
             return _Gathered([], [])
         return gathered
@@ -266,8 +300,9 @@ class Collector:
                 sock.close()
                 continue
             sock.setblocking(False)
-            connection = Connection(sock, self._max_line_bytes)
+            connection = Connection(sock, self._max_line_bytes, self._share)
             self._connections[connection.fd] = connection
+            self._share.divide(len(self._connections))
             self._selector.register(sock, _READ, connection)
 
     def _may_enter(self, sock: socket.socket) -> bool:
@@ -279,7 +314,7 @@ class Collector:
         if self._writer.full and not self._writer.drops:
             self._pause(connection)
             return
-        received = self._receive(connection)
+        received = None if connection.no_more else self._receive(connection)
         if received is None:
             return
         segments, size = received
@@ -288,7 +323,7 @@ class Collector:
             gathered.owners.append(connection)
         gathered.size += size
         if self._is_streaming(connection):
-            if size < _REST_BELOW_BYTES and not connection.no_more:
+            if size < _REST_BELOW_BYTES and not connection.no_more and not connection.careless:
                 self._rest(connection)
         elif segments:
             gathered.patient = False
@@ -301,17 +336,50 @@ class Collector:
                 self._finish(connection)
 
     def _receive(self, connection: Connection) -> tuple[list[Segment], int] | None:
-        """Read once; return the segments and how many bytes came. None when nothing was there."""
+        """Read once; return the segments and how many bytes there are to check. None when nothing came."""
         try:
-            size = connection.sock.recv_into(self._buffer)
+            size = connection.sock.recv_into(self._buffer, _CARELESS_BYTES if connection.careless else 0)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
             size = 0  # reset by the producer: what it wrote completely is taken
+        framer = connection.framer
+        held = framer.held
         if size:
-            return connection.framer.feed(self._buffer, size), size
+            segments = framer.feed(self._buffer, size)
+        else:
+            connection.no_more = True
+            segments, size = framer.finish(), held
+        if framer.held != held or held:
+            self._keep_account(connection, framer.held - held, begun=bool(segments) or not held)
+        return segments, size
+
+    def _keep_account(self, connection: Connection, more: int, *, begun: bool) -> None:
+        """Note how much is held of a connection's last line; see that it is not too much for all.
+
+        Args:
+            connection: whose.
+            more: bytes beyond what was held before; negative when there are fewer.
+            begun: it is another line than before.
+        """
+        if begun:
+            connection.since = self.beat
+        self._held += more
+        while self._held > _HELD_BYTES:
+            # Those that hold no less than the average; there is always one.
+            average = self._held / len(self._connections)
+            large = [one for one in self._connections.values() if one.framer.held >= average]
+            self._give_up(min(large, key=_since))
+
+    def _give_up(self, connection: Connection) -> None:
+        """End a connection whose last line takes too long to come; what came before it is taken."""
+        self._held -= connection.framer.held
+        connection.framer.forget()
+        told = {"error": {"type": "too_slow", "loc": [], "msg": "too many lines without an end at once"}}
+        connection.tell(json.dumps(told, separators=(",", ":")).encode() + b"\n")
         connection.no_more = True
-        return connection.framer.finish(), 0
+        self._attention.append(connection)
+        self.wake()
 
     def _is_streaming(self, connection: Connection) -> bool:
         """Tell whether a producer writes on without waiting for its acks.
@@ -388,6 +456,7 @@ class Collector:
                 self._selector.unregister(connection.sock)
             if connection.try_close():
                 self._connections.pop(connection.fd, None)
+                self._share.divide(len(self._connections))
                 if not self._stopping:
                     self._listen(True)
 
@@ -441,6 +510,7 @@ class Collector:
         """Check gathered lines and hand them to the writer."""
         with self._writer.order:
             self._submit_in_order(gathered)
+        self.beat = self._clock.monotonic()
 
     def _submit_in_order(self, gathered: _Gathered) -> None:
         """Do the work of `_submit`, alone among all sources."""
@@ -455,6 +525,8 @@ class Collector:
         if refused:
             reasons = (why for fate in checked.fates for _, why in fate.refused)
             self._meters.refuse("socket", reasons, self._clock.wall())
+        for owner, fate in zip(gathered.owners, checked.fates, strict=True):
+            owner.careless = len(fate.refused) > max(_CARELESS_REFUSALS, fate.lines // 2)
         first = {owner: owner.lines for owner in gathered.owners}
         settled = _answers(gathered.owners, checked, first)
         for owner, acked, _ in settled:
@@ -509,13 +581,15 @@ def _answers(
         checked: the outcome, a fate for each segment.
         first: how many lines each owner had sent before.
     """
-    answers: dict[Connection, tuple[int, bytes]] = {}
+    answers: dict[Connection, tuple[int, bytearray]] = {}
     for owner, fate in zip(owners, checked.fates, strict=True):
-        lines, known = answers.get(owner) or (first[owner], b"")
-        if fate.refused:
-            known += b"".join(why.answer(lines + number) for number, why in fate.refused)
+        lines, known = answers.get(owner) or (first[owner], bytearray())
+        for number, why in fate.refused:
+            if len(known) > MAX_WAITING_ANSWERS:
+                break  # the connection would drop them
+            known += why.answer(lines + number)
         answers[owner] = (lines + fate.lines, known)
-    return [(owner, *answer) for owner, answer in answers.items()]
+    return [(owner, lines, bytes(known)) for owner, (lines, known) in answers.items()]
 
 
 def _refuse_all(checked: Checked, reason: str) -> Checked:
