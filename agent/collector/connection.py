@@ -22,6 +22,7 @@ MAX_WAITING_ANSWERS = 256 * 1024
 """Bytes of answers that wait for a producer to read, beside what the kernel holds."""
 
 
+_FIRST_BYTES = 4 * 1024
 _ALL_WAITING_ANSWERS = 64 << 20
 _LEAST_WAITING_ANSWERS = 4 * 1024
 
@@ -59,6 +60,7 @@ class Connection:
         "_lock",
         "_share",
         "_waiting",
+        "appetite",
         "careless",
         "closed",
         "fd",
@@ -87,7 +89,9 @@ class Connection:
         self.resting = False
         """Not read for a moment, so that more gathers, or before its turn; the collector's."""
         self.careless = False
-        """Nearly all of its lines are refused; the collector's."""
+        """Most of its lines are refused; the collector's."""
+        self.appetite = _FIRST_BYTES
+        """How many bytes are read of it at once: more and more while its lines are fine; the collector's."""
         self.since = 0.0
         """When the line began that has no end yet: monotonic; the collector's."""
         self.notified = False

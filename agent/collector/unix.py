@@ -338,7 +338,7 @@ class Collector:
     def _receive(self, connection: Connection) -> tuple[list[Segment], int] | None:
         """Read once; return the segments and how many bytes there are to check. None when nothing came."""
         try:
-            size = connection.sock.recv_into(self._buffer, _CARELESS_BYTES if connection.careless else 0)
+            size = connection.sock.recv_into(self._buffer, connection.appetite)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -527,6 +527,10 @@ class Collector:
             self._meters.refuse("socket", reasons, self._clock.wall())
         for owner, fate in zip(gathered.owners, checked.fates, strict=True):
             owner.careless = len(fate.refused) > max(_CARELESS_REFUSALS, fate.lines // 2)
+            if owner.careless:
+                owner.appetite = _CARELESS_BYTES
+            elif owner.appetite < _READ_BYTES:
+                owner.appetite *= 2
         first = {owner: owner.lines for owner in gathered.owners}
         settled = _answers(gathered.owners, checked, first)
         for owner, acked, _ in settled:
