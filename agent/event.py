@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -96,6 +96,8 @@ class Checker:
     Args:
         future_tolerance: how far ahead of now a timestamp may be, in seconds; such an
             event is held until it is due.
+        lead: returns how far this machine's clock is ahead of the server's, by which programs
+            stamp their events; so much more they may be ahead.
         personal_token: the token belongs to a person, not to an organization; then Polar
             wants an `organization_id` in every event, and refuses it otherwise.
         max_line_bytes: for the text of the refusal of a line that was too long.
@@ -105,6 +107,15 @@ class Checker:
     personal_token: bool = False
     max_line_bytes: int = 256 * 1024
     shapes: Shapes = field(default_factory=Shapes, compare=False, repr=False)
+    lead: Callable[[], float] = field(default=lambda: 0.0, compare=False, repr=False)
+
+    def latest(self, now: float) -> datetime:
+        """Return the newest timestamp that is taken.
+
+        Args:
+            now: Unix time in seconds by the server's clock.
+        """
+        return datetime.fromtimestamp(now, UTC) + timedelta(seconds=self.future_tolerance + self.lead())
 
     def check(self, segments: Sequence[Segment], now: float, seen: Memory | None = None) -> Checked:
         """Check and stamp every line of `segments`.
@@ -195,7 +206,7 @@ class Checker:
             lines += [line for raw in segment.split(b"\n") if (line := raw.strip(_BLANK))]
             sifted.fates.append(Fate(len(lines) - starts[-1]))
         sifting = _Sifting(lines, ids, seen, Stamper(now), now, sifted)
-        latest = sifting.stamper.now + timedelta(seconds=self.future_tolerance)
+        latest = self.latest(now)
         run: list[int] = []
         each = self._read_each(lines)
         for place, event in enumerate(each.events):

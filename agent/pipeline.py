@@ -98,6 +98,7 @@ class Pipeline:
             settings.future_tolerance,
             personal_token=self.token.kind == "personal",
             max_line_bytes=settings.max_line_bytes,
+            lead=lambda: self.server_clock.lead,
         )
         self.seen = Seen()
         self._pace = Pace(settings.requests_per_minute, settings.backoff_max)
@@ -244,7 +245,10 @@ class Pipeline:
                 from agent.polar import PolarClient  # noqa: PLC0415  # see above
 
                 self._client = PolarClient(
-                    self._settings.server_url, self.token.current, timeout=self._settings.request_timeout
+                    self._settings.server_url,
+                    self.token.current,
+                    timeout=self._settings.request_timeout,
+                    problem=lambda: self.token.problem,
                 )
             return self._client
 

@@ -94,6 +94,7 @@ class PolarClient(Reader):
         token: gives the token for each request, or None when there is none.
         timeout: how many seconds one request may take in all.
         clock: for tests.
+        problem: says why there is no token, and behind a semicolon what to do.
 
     A proxy or certificates of the environment that cannot be used are told by each
     request, as a `NoAnswer`: who makes the client in the daemon has events to keep.
@@ -106,10 +107,12 @@ class PolarClient(Reader):
         *,
         timeout: float = 60.0,
         clock: Clock | None = None,
+        problem: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._base = base_url.rstrip("/")
         super().__init__(self.forward, self._base)
         self._token = token
+        self._problem = problem
         self._timeout = timeout
         self._clock = SystemClock() if clock is None else clock
         self._network = Network(self._clock.monotonic)
@@ -172,7 +175,7 @@ class PolarClient(Reader):
         """Send one request; returns what came back."""
         token = self._token()
         if token is None:
-            return NoAnswer("token", "there is no access token to send")
+            return NoAnswer("token", self._problem() or "there is no access token to send")
         if not token.isascii() or not token.isprintable():
             return NoAnswer("token", "the access token has characters that cannot be sent")
         if not self._begin():

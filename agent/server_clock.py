@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from agent.clock import Clock
 
 
+MOST_LEAD = 3600.0
+
+
 class ServerClock:
     """The server's wall clock as far as it is known; any thread may ask."""
 
@@ -35,6 +38,14 @@ class ServerClock:
     def offset(self) -> float:
         """How far the server is ahead of us, seconds."""
         return self.now() - self._clock.wall()
+
+    @property
+    def lead(self) -> float:
+        """How far programs here may be ahead of the server because our clock is, seconds; an hour at most.
+
+        A clock that is more than that ahead is plainly wrong, and so is what is stamped by it.
+        """
+        return min(max(0.0, -self.offset), MOST_LEAD)
 
     def learn(self, server_time: float, sent_at: float, answered_at: float) -> None:
         """Take one answer into account.

@@ -273,7 +273,7 @@ class Service:
         """Return how everything stands, as a document."""
         snapshot = self.snapshot()
         assert snapshot.detail is not None  # noqa: S101  # this daemon runs
-        document = {**snapshot.document(), "health": snapshot.detail.health()}
+        document = {**snapshot.document(), "health": snapshot.detail.health(), "notes": snapshot.notes()}
         return document if self.tail is None else document | {"tail": self.tail.status()}
 
     def sick(self) -> str | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.meters import latest
+from agent.skew import HINT, in_words
+from agent.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,6 +122,20 @@ class Snapshot:
                 "delivering": self._delivering,
             },
         }
+
+    def notes(self) -> list[str]:
+        """Return what is no trouble of delivery and an operator should know all the same."""
+        if self.detail is None:
+            return []
+        notes = []
+        skew = in_words(self.detail.clock_offset)
+        if skew is not None:
+            notes.append(f"{skew}; {HINT}")
+        if self.delivery.held:
+            rows = counted(self.delivery.held, "row")
+            verb = "waits" if self.delivery.held == 1 else "wait"
+            notes.append(f"{rows} of events {verb} until their timestamps have passed by Polar's clock")
+        return notes
 
     @property
     def _delivering(self) -> bool | None:

@@ -61,7 +61,7 @@ class Verdict:
     Attributes:
         action: what to do.
         reason: what happened, for people; empty when all is well.
-        hint: what an operator should do about it; empty when nothing.
+        hint: what an operator should do about it, and what happens by itself; empty when all is well.
         delivered: events that the server stored.
         duplicates: events that it had already.
         faults: the named events, by their place in the batch.
@@ -87,11 +87,17 @@ class _Row:
     suspect: bool = False
 
 
-_TOKEN_HINT = "check POLAR_ACCESS_TOKEN, and that it belongs to this environment (production or sandbox)"  # noqa: S105
+_TOKEN_HINT = (
+    "check POLAR_ACCESS_TOKEN or the file that access_token_file names, and that the token belongs to this "  # noqa: S105
+    "environment (production or sandbox)"
+)
 _URL_HINT = "check base_url and environment: this does not look like Polar's events API"
+_AGAIN = "it is tried again by itself"
+_LASTING = f"{_AGAIN}; if it lasts, see Polar's status page"
+_SEARCH = "the bad event is looked for; once it is found and others pass, it becomes a dead letter"
 
 TABLE: dict[int, _Row] = {
-    400: _Row(Action.SPLIT, "the server could not read the request"),
+    400: _Row(Action.SPLIT, "the server could not read the request", _SEARCH),
     401: _Row(Action.HOLD, "the server does not accept the token", _TOKEN_HINT),
     403: _Row(
         Action.HOLD,
@@ -100,24 +106,34 @@ TABLE: dict[int, _Row] = {
     ),
     404: _Row(Action.HOLD, "there is no such address on the server", _URL_HINT),
     405: _Row(Action.HOLD, "the server takes no events at this address", _URL_HINT),
-    408: _Row(Action.RETRY, "the server gave up waiting for the request"),
+    408: _Row(Action.RETRY, "the server gave up waiting for the request", _AGAIN),
     411: _Row(
         Action.HOLD, "the server asks for a Content-Length", "something between us and Polar removes it"
     ),
-    413: _Row(Action.SPLIT, "the request is too large for the server"),
-    425: _Row(Action.RETRY, "the server asks for the request again, later"),
-    429: _Row(Action.THROTTLE, "the server's rate limit is used up"),
-    500: _Row(Action.RETRY, "the server failed", suspect=True),
-    502: _Row(Action.RETRY, "a gateway could not reach the server"),
-    503: _Row(Action.RETRY, "the server is not available"),
-    504: _Row(Action.RETRY, "a gateway waited for the server in vain"),
+    413: _Row(Action.SPLIT, "the request is too large for the server", "it is cut into smaller ones"),
+    425: _Row(Action.RETRY, "the server asks for the request again, later", _AGAIN),
+    429: _Row(
+        Action.THROTTLE,
+        "the server's rate limit is used up",
+        "it goes on by itself, slower; others use this limit, too: if it comes often, lower requests_per_minute",
+    ),
+    500: _Row(Action.RETRY, "the server failed", _LASTING, suspect=True),
+    502: _Row(Action.RETRY, "a gateway could not reach the server", _LASTING),
+    503: _Row(Action.RETRY, "the server is not available", _LASTING),
+    504: _Row(Action.RETRY, "a gateway waited for the server in vain", _LASTING),
 }
 """Statuses with one meaning; 200 and 422 are read closer, the rest by their class in `_by_class`."""
 
-_TOKEN_KINDS = {
-    "token": "set POLAR_ACCESS_TOKEN or access_token_file",
+_NO_TOKEN = "set POLAR_ACCESS_TOKEN or access_token_file"  # noqa: S105
+_STRANGE_TOKENS = {
     "elsewhere": "use a token of that organization until the queue is empty, or choose another queue_dir",
     "personal": "use a personal token until the queue is empty, or choose another queue_dir",
+}
+_ON_THE_WAY = {
+    "connect": f"{_AGAIN}; see whether this machine gets there: network, firewall, proxy, base_url",
+    "dns": f"{_AGAIN}; check the name in base_url, and this machine's DNS",
+    "tls": f"{_AGAIN}; check this machine's clock and certificates, and what stands between it and Polar",
+    "timeout": f"{_AGAIN}, with fewer events; if it lasts, raise request_timeout",
 }
 
 
@@ -129,10 +145,14 @@ def judge(outcome: Outcome, events: int) -> Verdict:
         events: how many events the batch has.
     """
     if isinstance(outcome, NoAnswer):
-        hint = _TOKEN_KINDS.get(outcome.kind)
-        if hint is not None:
+        if outcome.kind == "token":
+            # What is wrong with a token file comes with what to do, behind a semicolon.
+            reason, _, hint = outcome.reason.rpartition("; ")
+            return Verdict(Action.HOLD, reason or hint, hint if reason else _NO_TOKEN)
+        hint = _STRANGE_TOKENS.get(outcome.kind, "")
+        if hint:
             return Verdict(Action.HOLD, outcome.reason, hint)
-        return Verdict(Action.RETRY, outcome.reason)
+        return Verdict(Action.RETRY, outcome.reason, _ON_THE_WAY.get(outcome.kind, _AGAIN))
     status = outcome.status
     if status == 200:
         return _ok(outcome, events)
@@ -152,9 +172,11 @@ def _by_class(answer: Answer) -> _Row:
     if 400 <= status < 500:
         return _Row(Action.HOLD, "the server refuses the request", _URL_HINT)
     if status >= 500:
-        return _Row(Action.RETRY, "the server failed")
+        return _Row(Action.RETRY, "the server failed", _LASTING)
     # 1xx or another 2xx is no word about the events: only a 200 with its sums settles.
-    return _Row(Action.RETRY, "the server answered with a status that says nothing about the events")
+    return _Row(
+        Action.RETRY, "the server answered with a status that says nothing about the events", _URL_HINT
+    )
 
 
 def _ok(answer: Answer, events: int) -> Verdict:
@@ -191,7 +213,9 @@ def _invalid(answer: Answer, events: int) -> Verdict:
             by_event.setdefault(loc[2], []).append(error)
     faults = {index: _fault(errors) for index, errors in by_event.items() if index < events}
     if not faults:
-        return Verdict(Action.SPLIT, "422: the server refuses the batch and names no event", status=422)
+        return Verdict(
+            Action.SPLIT, "422: the server refuses the batch and names no event", _SEARCH, status=422
+        )
     return Verdict(
         Action.SIFT, f"422: the server refuses {len(faults)} of {events}", faults=faults, status=422
     )

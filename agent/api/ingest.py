@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +207,7 @@ class Ingest:
         from agent import ingest_body  # noqa: PLC0415
         from agent.schema import PoisonError  # noqa: PLC0415
 
-        latest = datetime.fromtimestamp(now + self._checker.future_tolerance, UTC)
+        latest = self._checker.latest(now)
         detail: list[dict[str, Any]] = []
         for start, part in ingest_body.parse_parts(content_type, body):
             try:

@@ -13,7 +13,7 @@ from agent.check import Finding, failed, ok, warning
 from agent.clock import Clock, SystemClock
 from agent.errors import AgentError
 from agent.polar import ForbiddenError, PolarClient
-from agent.server_clock import ServerClock
+from agent.server_clock import MOST_LEAD, ServerClock
 from agent.token import TokenSource
 from agent.units import format_duration
 from agent.verdict import Action, judge
@@ -125,10 +125,11 @@ def explain_clock(offset: float, tolerance: float) -> Finding:
         f"is {format_duration(round(abs(offset), 1))} {'behind' if offset > 0 else 'ahead of'} the server's"
     )
     mend = "synchronize it, with chrony or systemd-timesyncd for instance"
-    if -offset > tolerance:
+    if -offset > tolerance + MOST_LEAD:
         message = f"{words}: timestamps that programs set are refused (future_tolerance)"
         return failed(name, "this machine", message, mend)
-    return warning(name, "this machine", f"{words}: the timestamps that programs set are wrong", mend)
+    meaning = "are held for as long" if -offset > tolerance else "are wrong"
+    return warning(name, "this machine", f"{words}: the timestamps that programs set {meaning}", mend)
 
 
 def _read_scope(client: PolarClient) -> Finding:

@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args)
     document = read(settings)
     if args.json:
-        # What is promised, with a daemon and without; `GET /status` tells the health, too.
-        print_json({name: part for name, part in document.items() if name != "health"})
+        # What is promised, with a daemon and without; `GET /status` tells more.
+        print_json({name: part for name, part in document.items() if name not in ("health", "notes")})
     else:
         print(_text(document, _books(document), settings.max_dead_letters))
     return 0
@@ -111,9 +111,10 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
     following = delivery["next_attempt_in_seconds"]
     if following is not None:
         state += f", next attempt in {rough_span(following)}"
+    reasons = document.get("health", {}).get("reasons", [])
     lines = [
         f"daemon     {runs}",
-        *(f"           {reason}" for reason in document.get("health", {}).get("reasons", [])),
+        *(f"           {reason}" for reason in reasons if reason != delivery["last_error"]),
         f"queue      {counted(queue['events'], 'event')} pending, {rough_size(queue['bytes'])}{waits}",
         f"           {queue['path']}",
         f"delivery   {state}",
@@ -122,6 +123,7 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
         lines.append(f"           {delivery['last_error']}")
     if delivery["last_success"]:
         lines.append(f"           last success {delivery['last_success']}")
+    lines += [f"           {note}" for note in document.get("notes", ())]
     ends = " + ".join(f"{ledger[end]} {end}" for end in ("delivered", "duplicates", "dead", "dropped"))
     lines += [
         f"books      {ledger['accepted']} accepted = {queue['events']} pending + {ends}",

@@ -19,10 +19,11 @@ from agent.flusher.haste import Haste
 from agent.flusher.held import Held, due_of
 from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.senders import Sender, Senders
-from agent.flusher.suspicion import Evidence, Fate, Suspects
+from agent.flusher.suspicion import Evidence, Fate, Suspects, alone
 from agent.logs import get
 from agent.meters import Meters
 from agent.pace import Pace, retry_after
+from agent.skew import HINT, Skew, in_words
 from agent.verdict import Action, Fault, Verdict, judge
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Flusher:
         self._graveyard = Graveyard(store, writer, clock, options.max_dead_letters)
         self._first_key = store.books().next_key  # what is before it may have been sent by a run before
         self._resent, self._strangers = News(), News()
+        self._skew = Skew()
         self._intake = Intake(
             store, writer, self._held, clock=clock, server_clock=server_clock, options=options
         )
@@ -341,12 +343,22 @@ class Flusher:
             )
             if isinstance(result.outcome, Answer) and result.outcome.server_time is not None:
                 self._server_clock.learn(result.outcome.server_time, result.sent_at, result.answered_at)
+                self._tell_clock()
             if self._stopping and isinstance(result.outcome, NoAnswer):
                 continue  # broken off; its events stay in the queue
             if result.batch is None:
                 self._probed(result)
             else:
                 self._carry_out(result, result.batch)
+
+    def _tell_clock(self) -> None:
+        """Log when this machine's clock begins to differ from Polar's, and when it agrees again."""
+        offset = self._server_clock.offset
+        match self._skew.changes(offset):
+            case True:
+                self._log.warning(f"{in_words(offset)}: our own stamps go by Polar's", hint=HINT)
+            case False:
+                self._log.info("this machine's clock agrees with Polar's again")
 
     def _carry_out(self, result: Result, batch: Batch) -> None:  # noqa: C901  # a table
         """Do what the verdict on a batch says."""
@@ -414,6 +426,7 @@ class Flusher:
             unit=unit,
             size=size,
             largest_that_works=ceiling.works,
+            hint="nothing: they stay smaller, and larger ones are tried again after a while",
         )
 
     def _hold(self, verdict: Verdict, now: float) -> None:
@@ -427,7 +440,12 @@ class Flusher:
         self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates, resent=resent))
         self._explain(batch, resent, duplicates - resent)
         if self._told is not None:
-            self._log.info("delivery works again")
+            now = self._clock.wall()
+            self._log.info(
+                "delivery works again",
+                after_seconds=round(now - (self.delivery.since or now), 1),
+                pending=self._store.books().pending,
+            )
         self._trouble = self._told = None
         self._last_success = self._clock.wall()
         arrived = batch.parts[0].lease.chunk.arrived_ms / 1000
@@ -489,7 +507,7 @@ class Flusher:
             case Fate.HALVE:
                 self._again.extendleft(reversed(batch.halves()))
             case Fate.BURY:
-                self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+                self._bury(batch, [Fault(alone(verdict), [])], verdict.status)
             case Fate.ASIDE:
                 self._put_aside(batch, now, _LONE_SECONDS)
             case Fate.WAIT:
@@ -506,7 +524,7 @@ class Flusher:
             case Fate.HALVE:
                 self._again.extendleft(reversed(batch.halves()))
             case Fate.BURY:
-                self._bury(batch, [Fault(verdict.reason, [])], verdict.status)
+                self._bury(batch, [Fault(alone(verdict), [])], verdict.status)
             case Fate.ASIDE if not asked:
                 self._put_aside(batch, now, _LONE_SECONDS if batch.events == 1 else _ASIDE_SECONDS)
             case _:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.batch import Batch
+    from agent.verdict import Verdict
 
 FAILURES_TO_BURY = 6
 """In a row: a server that fails now and then must not cost an event."""
@@ -31,6 +32,11 @@ MOST_BYTES = 16 << 20
 """Of chunks that batches put aside keep in memory, before no fresh ones are read."""
 _TOO_LARGE = 413
 _SOONEST = 0.01
+
+
+def alone(verdict: Verdict) -> str:
+    """Return why an event is buried that the server did not name."""
+    return f"{verdict.reason}, with this event alone, while others passed"
 
 
 class Fate(Enum):

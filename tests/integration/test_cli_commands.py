@@ -157,7 +157,35 @@ def test_status_tells_people_what_is_wrong_and_what_to_do(product: Product) -> N
     text = product.run("status").stdout
 
     assert "blocked" in text
-    assert "check POLAR_ACCESS_TOKEN" in text
+    assert text.count("check POLAR_ACCESS_TOKEN") == 1
+
+
+def test_status_tells_of_a_clock_that_differs_and_of_what_waits_for_it(product: Product) -> None:
+    product.start_emulator()
+    product.faults(clock_offset_seconds=-300)
+    product.start_daemon()
+    send(product, GOOD)
+    wait_until(lambda: product.polled()["notes"][1:], what="held events")
+
+    text = product.run("status").stdout
+
+    assert "this machine's clock is 300 s ahead of Polar's; synchronize it" in text
+    assert "1 row of events waits until their timestamps have passed" in text
+
+
+def test_status_and_log_tell_what_is_wrong_with_a_token_file(product: Product, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("\n")
+    del product.environ["POLAR_ACCESS_TOKEN"]
+    product.set(access_token_file=token)
+    product.start_daemon()
+    send(product, GOOD)
+    wait_until(lambda: product.polled()["delivery"]["state"] == "blocked")
+
+    assert f"the token file {token} is empty; put the token in\n" in product.run("status").stdout
+    told = [json.loads(line) for line in product.log.read_text().splitlines()]
+    assert told[-1]["reason"] == f"the token file {token} is empty"
+    assert told[-1]["hint"] == "put the token in"
 
 
 def test_delivery_goes_on_by_itself_when_the_token_file_is_mended(product: Product, tmp_path: Path) -> None:

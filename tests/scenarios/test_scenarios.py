@@ -364,6 +364,21 @@ for _words, _ahead in {"ahead": 300, "behind": -300, "a day ahead": 86400, "a bi
         world.at(40.5, clock(0))
 
 
+def stamped_here(count: int) -> Play:
+    """Return the step that makes events with the time of the agent's machine, as its programs stamp them."""
+    return lambda world: world.make(count, timestamp=world.all[0].clock.wall())
+
+
+for _words, _ahead in {"ahead": 300, "behind": -300, "an hour ahead": 3599}.items():
+
+    @scenario(f"the local clock is {_words}, and programs stamp by it")
+    def _(world: World, ahead: float = _ahead) -> None:
+        world.all[0].clock.ahead = ahead
+        for second in range(1, 30):
+            world.at(second, stamped_here(20), events(5))
+        world.at(15, restart())
+
+
 @scenario("the server's clock goes back")
 def _(world: World) -> None:
     stream(world, seconds=60)

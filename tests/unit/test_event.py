@@ -27,6 +27,13 @@ from agent.stamp import iso
 
 NOW = datetime.fromtimestamp(NOON, UTC)
 MINIMAL = b'{"name":"n","external_customer_id":"c"}'
+
+
+def test_what_programs_stamp_by_a_clock_that_is_ahead_is_held():
+    assert check(at(300), lead=lambda: 299.0, future_tolerance=2).held
+    assert check(at(302), lead=lambda: 299.0, future_tolerance=2).refused == 1
+
+
 STAMPED = b'{"name":"n","external_customer_id":"c","external_id":"e","timestamp":"2026-01-01T00:00:00Z"}'
 ANY_UUID7 = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 DATA = Path(__file__).parent.parent / "data" / "verdicts.jsonl.gz"

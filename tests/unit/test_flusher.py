@@ -1366,8 +1366,10 @@ def test_it_is_idle_again_after_a_success_and_knows_when_it_was(desk: Desk) -> N
 
 
 def shown(desk: Desk) -> tuple[str, str | None, float | None]:
+    """Return the state, what happened, and when it is tried again."""
     delivery = desk.flusher.delivery
-    return delivery.state, delivery.last_error, delivery.next_attempt_in
+    reason = delivery.last_error and delivery.last_error.partition("; ")[0]
+    return delivery.state, reason, delivery.next_attempt_in
 
 
 def test_it_is_retrying_after_a_failure(desk: Desk) -> None:
@@ -1415,8 +1417,9 @@ def test_it_is_blocked_after_a_401_and_says_what_to_do(desk: Desk) -> None:
 
     answer_once(desk, Answer(401))
 
-    state, error, wait = shown(desk)
+    state, _, wait = shown(desk)
     assert (state, wait) == ("blocked", pytest.approx(15))
+    error = desk.flusher.delivery.last_error
     assert error.startswith("401: the server does not accept the token; check POLAR_ACCESS_TOKEN")
 
 
@@ -1433,7 +1436,7 @@ def test_the_last_error_stays_until_something_was_delivered(desk: Desk) -> None:
     answer_once(desk, BROKEN)
     desk.clock.advance(60)
     request = desk.request()
-    assert desk.flusher.delivery.last_error == "the connection broke"
+    assert shown(desk)[1] == "the connection broke"
 
     desk.answer(request, ok(4))
     desk.step()
@@ -1465,10 +1468,22 @@ def test_trouble_is_logged_once(desk: Desk, capsys: pytest.CaptureFixture[str]) 
     desk.run(Polar(outage=BROKEN), seconds=3600)
     desk.run(Polar())
 
-    told = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
-    assert [(one["message"], one["reason"]) for one in told] == [
-        ("nothing is delivered: events stay in the queue", "the connection broke")
-    ]
+    (told,) = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
+    assert told["message"] == "nothing is delivered: events stay in the queue"
+    assert (told["reason"], told["hint"]) == ("the connection broke", "it is tried again by itself")
+
+
+def test_a_clock_that_differs_is_logged_once(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(desk, 40)
+
+    def a_day_apart(request: Request) -> Answer:
+        return Answer(200, ok(len(request.names)).body, server_time=desk.clock.wall() - 86_400)
+
+    desk.run(a_day_apart)
+
+    (told,) = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
+    assert told["message"] == "this machine's clock is 86400 s ahead of Polar's: our own stamps go by Polar's"
+    assert "chrony" in told["hint"]
 
 
 def test_a_failure_that_the_next_try_mends_is_not_logged(

@@ -146,6 +146,16 @@ def test_time_goes_on_between_answers():
     assert server.now() == pytest.approx(before + 12.5)
 
 
+@pytest.mark.parametrize(("ahead", "lead"), [(300, 300), (-300, 0), (0, 0), (86_400, 3600)])
+def test_the_lead_is_how_far_programs_here_are_ahead_up_to_an_hour(ahead, lead):
+    clock = FakeClock(wall=NOON + ahead)
+    server = ServerClock(clock)
+    assert server.lead == 0
+    answered(clock, server, 0.0)
+
+    assert server.lead == pytest.approx(lead, abs=1)
+
+
 def test_the_offset_is_how_far_the_server_is_ahead():
     clock = FakeClock(wall=NOON - 100)
     server = ServerClock(clock)

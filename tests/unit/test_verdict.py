@@ -132,6 +132,30 @@ def test_having_no_token_holds_everything_and_says_how_to_give_one():
     assert "POLAR_ACCESS_TOKEN" in verdict.hint
 
 
+def test_what_is_wrong_with_a_token_file_comes_with_what_to_do():
+    verdict = judge(NoAnswer("token", "the token file /a; b is empty; put the token in"), 5)
+
+    assert (verdict.reason, verdict.hint) == ("the token file /a; b is empty", "put the token in")
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        *map(Answer, range(100, 600)),
+        *map(
+            lambda kind: NoAnswer(kind, "no"),
+            [*("connect", "dns", "tls", "timeout", "broken", "too_large", "token", "elsewhere", "personal")],
+        ),
+    ],
+    ids=lambda outcome: str(getattr(outcome, "status", "")) or outcome.kind,
+)
+def test_all_trouble_comes_with_what_happened_and_what_to_do(outcome):
+    verdict = judge(outcome, 5)
+
+    assert verdict.reason
+    assert verdict.hint
+
+
 def test_the_table_names_no_status_that_is_read_closer():
     assert not {200, 422} & TABLE.keys()
 
