@@ -115,7 +115,7 @@ TABLE: dict[int, _Row] = {
     429: _Row(
         Action.THROTTLE,
         "the server's rate limit is used up",
-        "it goes on by itself, slower; others use this limit, too: if it comes often, lower requests_per_minute",
+        "it goes on by itself, slower; if it comes often, lower requests_per_minute: others use this limit",
     ),
     500: _Row(Action.RETRY, "the server failed", _LASTING, suspect=True),
     502: _Row(Action.RETRY, "a gateway could not reach the server", _LASTING),

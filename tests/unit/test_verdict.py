@@ -141,11 +141,9 @@ def test_what_is_wrong_with_a_token_file_comes_with_what_to_do():
 @pytest.mark.parametrize(
     "outcome",
     [
-        *map(Answer, range(100, 600)),
-        *map(
-            lambda kind: NoAnswer(kind, "no"),
-            [*("connect", "dns", "tls", "timeout", "broken", "too_large", "token", "elsewhere", "personal")],
-        ),
+        *(Answer(status) for status in range(100, 600)),
+        *(NoAnswer(kind, "no") for kind in ("connect", "dns", "tls", "timeout", "broken", "too_large")),
+        *(NoAnswer(kind, "no") for kind in ("token", "elsewhere", "personal")),
     ],
     ids=lambda outcome: str(getattr(outcome, "status", "")) or outcome.kind,
 )
