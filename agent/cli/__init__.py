@@ -9,13 +9,15 @@ starts as fast as it can. Exit codes: 0 done; 1 it ran, but the result is bad;
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from agent import __version__
-from agent.errors import AgentError
+from agent.errors import AgentError, hint_of, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -35,6 +37,8 @@ COMMANDS = {
     "queue": "check the queue on disk, or write its events out",
     "emulator": "serve a local emulator of Polar's events API",
 }
+
+_OUTPUT_REFUSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 EPILOG = """\
 exit codes: 0 done; 1 it ran, but the result is bad; 2 wrong usage or settings
@@ -72,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
         # Here, where a reader that went away can be dealt with; standard output may be closed.
-        print(end="", flush=True)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except AgentError as error:
         print(f"agent {args.command}: {error}", file=sys.stderr)
         return error.exit_code
@@ -80,6 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`agent … | head`): that is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # Of a file that has no name here: what else writes to files says by itself what it could not do.
+        if error.errno not in _OUTPUT_REFUSED or error.filename is not None:
+            raise
+        _drop_output()
+        with contextlib.suppress(OSError):  # it may be on the same disk
+            refused = AgentError("write the output", "standard output", reason_of(error), hint_of(error))
+            print(f"agent {args.command}: {refused}", file=sys.stderr)
+        return 1
     return code
+
+
+def _drop_output() -> None:
+    """Write no more to standard output: what is left of it, Python would try once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from agent.settings import Settings
 
@@ -50,6 +52,27 @@ def note(text: str) -> None:
     """Tell people something behind what was printed so far; standard output is for the data alone."""
     print(end="", flush=True)
     print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that events are to be written to, for its owner only: they are nobody else's business.
+
+    Raises:
+        UsageError: there can be none.
+        AgentError: it does not take all of them.
+    """
+    from agent.errors import AgentError, UsageError, hint_of, reason_of
+
+    try:
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError("write the events", str(path), reason_of(error), "name another file") from error
+    try:
+        with os.fdopen(opened, "wb") as file:
+            yield file
+    except OSError as error:
+        raise AgentError("write the events", str(path), reason_of(error), hint_of(error)) from error
 
 
 def print_json(document: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.cli import _dead_letters as dead
-from agent.cli._common import add_config, add_json, load_settings, note, print_json, table
+from agent.cli._common import add_config, add_json, load_settings, note, print_json, private_file, table
 
 if TYPE_CHECKING:
     import argparse
@@ -144,16 +144,11 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
         for letter in letters:
             print(_line(letter))
         return 0
-    from agent.errors import UsageError
-
     count = 0
-    try:
-        with args.file.open("w", encoding="utf-8") as file:
-            for letter in letters:
-                file.write(_line(letter) + "\n")
-                count += 1
-    except OSError as error:
-        raise UsageError("export dead letters", str(args.file), error.strerror or str(error)) from error
+    with private_file(args.file) as file:
+        for letter in letters:
+            file.write(_line(letter).encode() + b"\n")
+            count += 1
     note(f"{count} events written to {args.file}")
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from agent.cli._common import add_config, add_json, load_settings, note, print_json
+from agent.cli._common import add_config, add_json, load_settings, note, print_json, private_file
 
 if TYPE_CHECKING:
     import argparse
@@ -167,22 +167,10 @@ def _write_out(args: argparse.Namespace, chunks: Iterator[Chunk]) -> int:
     if args.file is None:
         _write(chunks, sys.stdout.buffer, as_document=args.json)
         return 0
-    with _open(args.file) as file:
+    with private_file(args.file) as file:
         count = _write(chunks, file, as_document=args.json)
     note(f"{count} events written to {args.file}")
     return 0
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open the file to write to, for its owner only: events are nobody else's business."""
-    import os
-
-    from agent.errors import UsageError, reason_of
-
-    try:
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
-    except OSError as error:
-        raise UsageError("write the events", str(path), reason_of(error), "name another file") from error
 
 
 def _write(chunks: Iterator[Chunk], file: BinaryIO, *, as_document: bool) -> int:

@@ -40,7 +40,7 @@ class Backfill:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._index = database.with_name(check.INDEX)
+        self._index = wal.Index(database.with_name(check.INDEX))
         self._db: sqlite3.Connection | None = None
         self._logged = 0  # pages in the log, guessed high
         self._most = _MOST_PAGES
@@ -66,7 +66,7 @@ class Backfill:
 
     def _count(self) -> int:
         """Replace the guess by what the log's index says, if that can be believed; return it."""
-        waiting = wal.waiting(self._index)
+        waiting = self._index.waiting()
         if waiting is not None:
             self._logged = waiting
         return self._logged

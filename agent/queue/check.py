@@ -15,7 +15,7 @@ from urllib.parse import quote
 from agent import chunk
 from agent.queue import Books, wal
 from agent.queue.raw import RawFile
-from agent.queue.rows import BOOKS, DEAD, FORMAT, META, DamagedRowError, Meta, unseal
+from agent.queue.rows import BOOKS, DEAD, META, DamagedRowError, Meta, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,8 +201,8 @@ def _wrong_rows(db: sqlite3.Connection) -> str | None:
         return None
     records = dict(db.execute("SELECT key, value FROM Cache WHERE key IN (?, ?) AND raw = 1", (META, BOOKS)))
     try:
-        if META in records and unseal(META, records[META], Meta).format > FORMAT:
-            return None  # not for us to judge
+        if META in records:
+            unseal(META, records[META], Meta)
         books = unseal(BOOKS, records[BOOKS], Books) if BOOKS in records else Books()
     except DamagedRowError as error:
         return f"the books or the format cannot be read: {error}"

@@ -40,6 +40,12 @@ class RawFile:
             return
         self.unreadable += 1
 
+    def is_at(self, path: Path) -> bool:
+        """Tell whether this is the file that has a name now."""
+        with contextlib.suppress(OSError):
+            return self._file is not None and os.path.samestat(os.fstat(self._file), path.stat())
+        return False
+
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes."""
         data = self._some(offset, length)

@@ -80,7 +80,6 @@ def _inspect(directory: Path) -> Findings:
         findings.wrong(f"{LOG} is damaged: SQLite does not see all that was committed")
     try:
         with contextlib.closing(look.connect(directory)) as db:
-            db.execute("BEGIN")  # one state of everything
             _inspect_rows(db, findings)
             for (told,) in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
                 if told != "ok":
@@ -109,7 +108,7 @@ def _refuse_unreadable(directory: Path) -> None:
 
 
 def _inspect_rows(db: sqlite3.Connection, findings: Findings) -> None:
-    """Read every row, note what is there and what is not as it was written."""
+    """Read every row, note what is there and what is not as it was written; one statement sees one state."""
     for key, odd, row in db.execute(f"SELECT key, {ODD}, value FROM Cache NOT INDEXED"):  # noqa: S608  # ours
         try:
             _inspect_row(key, None if odd else row, findings)

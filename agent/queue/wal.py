@@ -146,10 +146,36 @@ def taken(index: Path) -> int:
     return 0 if known is None else known.frames
 
 
-def waiting(index: Path) -> int | None:
-    """Tell how many frames are not in the database yet; None when the index cannot be believed."""
-    known = _read_index(index)
-    return None if known is None else max(0, known.frames - known.copied)
+class Index:
+    """The index of a log that this process has open with SQLite.
+
+    SQLite's locks are the process's, and whoever closes any descriptor of a file drops them all: another
+    process would then take the index for one that nobody uses, and make it anew. So this one stays open,
+    until it is of another file or is needed no more.
+
+    Args:
+        path: of the index, which may come and go.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: RawFile | None = None
+
+    def waiting(self) -> int | None:
+        """Tell how many frames are not in the database yet; None when the index cannot be believed."""
+        if self._file is None or not self._file.is_at(self._path):
+            self._close()
+            self._file = RawFile(self._path)
+        known = _index_in(self._file)
+        return None if known is None else max(0, known.frames - known.copied)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __del__(self) -> None:
+        """Let go of the file: with the queue, its connections are gone."""
+        self._close()
 
 
 def salts(log: Path) -> bytes:
@@ -250,9 +276,14 @@ def _commonest(heads: Sequence[_Head]) -> bytes:
 
 
 def _read_index(index: Path) -> _Index | None:
-    """Return what the index says; None when it cannot be believed."""
+    """Return what an index says that is not in use; None when it cannot be believed."""
     with closing(RawFile(index)) as file:
-        one, two, rest = (file.read(place * _INDEX.size, _INDEX.size) for place in range(3))
+        return _index_in(file)
+
+
+def _index_in(file: RawFile) -> _Index | None:
+    """Return what the index in a file says; None when it cannot be believed."""
+    one, two, rest = (file.read(place * _INDEX.size, _INDEX.size) for place in range(3))
     version, _, _, begun, _, _, frames, _, _, _, salts, *sums = _INDEX.unpack(one)
     sound = one == two and _sum(struct.Struct("=2I"), one[:-8], (0, 0)) == tuple(sums)
     if not sound or version != _INDEX_VERSION or not begun:

@@ -246,7 +246,10 @@ def test_nothing_is_acknowledged_while_the_directory_is_away_and_all_goes_on_whe
 # -- never for ever ----------------------------------------------------------------------
 
 
-def test_a_disk_that_spoils_one_database_after_the_other_is_given_up_for_an_hour(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [3600, -86_400], ids=["an hour later", "a clock that is set back a day"])
+def test_a_disk_that_spoils_one_database_after_the_other_is_given_up_for_an_hour(
+    tmp_path: Path, by: float
+) -> None:
     clock, directory = FakeClock(), tmp_path / "queue"
     with closing(DiskQueue(directory, clock=clock)) as queue:
         queue.commit(Change(appends=[chunk_of("a")]))
@@ -260,7 +263,7 @@ def test_a_disk_that_spoils_one_database_after_the_other_is_given_up_for_an_hour
         DiskQueue(directory, clock=clock)
 
     assert len(reports(directory)) == 3
-    clock.advance(3600)
+    clock.set_wall(clock.wall() + by)
     DiskQueue(directory, clock=clock).close()
     assert len(reports(directory)) == 4
 

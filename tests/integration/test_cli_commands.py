@@ -7,12 +7,17 @@ import os
 import re
 import signal
 import stat
+import subprocess
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from support.processes import TOKEN, Line, Product, balanced, wait_until
+from support.processes import PATIENCE, TOKEN, Line, Product, balanced, wait_until
+from support.queues import chunk_of, letter
 
 from agent import __version__
+from agent.queue import Change
+from agent.queue.disk import DiskQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -435,6 +440,42 @@ def test_output_into_a_closed_pipe_is_no_error(product: Product) -> None:
     os.close(write)
 
     assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("words", [("status",), ("queue", "verify"), ("queue", "export"), ("dead", "list")])
+def test_output_to_a_full_disk_is_told_and_ends_with_1(product: Product, words: tuple[str, ...]) -> None:
+    with closing(DiskQueue(product.queue)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")], letters=[letter("b")]))
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # no file
+        command = product.spawn(*words, stdout=full, stderr=subprocess.PIPE)
+
+        _, told = command.communicate(timeout=PATIENCE)
+
+    assert command.returncode == 1
+    hint = "make room on it"
+    assert told == (
+        f"agent {words[0]}: cannot write the output: standard output: No space left on device\n  {hint}\n"
+    )
+
+
+@pytest.mark.parametrize("words", [("queue", "export"), ("dead", "export")])
+def test_an_export_to_a_full_disk_is_told_and_ends_with_1(product: Product, words: tuple[str, ...]) -> None:
+    with closing(DiskQueue(product.queue)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")], letters=[letter("b")]))
+
+    done = product.run(*words, "/dev/full")
+
+    assert done.returncode == 1
+    assert f"agent {words[0]}: cannot write the events: /dev/full: No space left on device" in done.stderr
+    assert "written" not in done.stderr
+
+
+def test_a_daemon_that_nobody_reads_the_output_of_ends_with_0(product: Product) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # no file
+        product.daemon = product.spawn("run", stdout=full, stderr=subprocess.DEVNULL)
+    wait_until(product.socket.exists, what="the daemon's socket")
+
+    assert product.stop_daemon() == 0
 
 
 def test_it_runs_as_a_module_and_tells_its_version(product: Product) -> None:

@@ -129,6 +129,7 @@ def test_exported_are_those_that_are_meant(many: Product, tmp_path: Path) -> Non
 
     assert [json.loads(line)["external_id"] for line in lines] == [f"e{n}" for n in ALL if n % 3 == 1]
     assert file.read_text().splitlines() == lines
+    assert file.stat().st_mode & 0o777 == 0o600, "events are nobody else's business"
     assert many.run("dead", "export", str(tmp_path / "none" / "file")).returncode == 2
 
 

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from support.damage import DATABASE, INDEX, LOG, reports, write
-from support.queues import chunk_of, delivered
+from support.queues import chunk_of, delivered, letter, pending
 
 from agent import chunk
 from agent.errors import QueueError, QueueFullError, QueueLockedError
 from agent.lock import QueueLock
-from agent.queue import Change, ballast, wal
+from agent.queue import Change, backfill, ballast, disk, wal
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
-from agent.queue.rows import FORMAT, META, seal
+from agent.queue.rows import BOOKS, FORMAT, META, seal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MIB = 1 << 20
@@ -48,6 +49,15 @@ def refused(code: int) -> sqlite3.OperationalError:
     error = sqlite3.OperationalError("refused")
     error.sqlite_errorcode = code
     return error
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    """Return a function that raises an error, whatever it is given."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
 
 
 # -- what the disk says ------------------------------------------------------------------
@@ -88,11 +98,11 @@ def test_a_disk_that_fails_is_not_full(tmp_path: Path, monkeypatch: pytest.Monke
 def test_of_a_hundred_commits_of_one_event_at_most_one_waits_until_the_log_is_moved(
     directory: Path,
 ) -> None:
-    queue, waiting = DiskQueue(directory), []
+    queue, index, waiting = DiskQueue(directory), wal.Index(directory / INDEX), []
     with closing(queue):
         for number in range(1000):
             queue.commit(Change(appends=[chunk_of(f"event-{number}")]))
-            waiting.append(wal.waiting(directory / INDEX))
+            waiting.append(index.waiting())
 
     moved = sum(later < before for before, later in pairwise(waiting))
 
@@ -115,8 +125,11 @@ def test_room_that_is_there_counts_as_kept_where_no_file_can_be_made(
     assert Ballast(tmp_path).keep() is kept
 
 
+@pytest.mark.parametrize(
+    "more", [{"appends": [chunk_of("b")]}, {"letters": [letter("b")]}], ids=["events", "dead letters"]
+)
 def test_the_room_that_is_kept_is_given_to_what_adds_no_events_alone(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     with closing(DiskQueue(directory)) as queue:
         (key,) = queue.commit(Change(appends=[chunk_of("a")]))
@@ -131,12 +144,25 @@ def test_the_room_that_is_kept_is_given_to_what_adds_no_events_alone(
 
         monkeypatch.setattr(queue, "_commit", full)
         with pytest.raises(QueueFullError):
-            queue.commit(Change(appends=[chunk_of("b")]))
+            queue.commit(Change(**more))
         assert (directory / "ballast").stat().st_size == kept > 0
 
         queue.commit(Change(settlements=[delivered(key)]))
 
         assert queue.books().delivered == 1
+
+
+def test_room_that_cannot_be_given_back_is_as_none(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        (key,) = queue.commit(Change(appends=[chunk_of("a")]))
+        queue.recover()
+        (directory / "ballast").unlink()
+        (directory / "ballast").mkdir()
+        full = QueueFullError("write the queue", str(directory), "the disk is full")
+        monkeypatch.setattr(queue, "_commit", raising(full))
+
+        with pytest.raises(QueueFullError):
+            queue.commit(Change(settlements=[delivered(key)]))
 
 
 @pytest.mark.parametrize(("blocks", "most"), [(1 << 20, 3 * MIB), (8 * MIB // 4096, 5 * MIB // 4)])
@@ -162,6 +188,174 @@ def test_what_is_taken_out_is_given_back_at_once_where_room_is_short(directory: 
         queue.recover(short=True)
 
         assert (directory / DATABASE).stat().st_size < large
+
+
+# -- ready again -------------------------------------------------------------------------
+
+
+def test_a_queue_is_ready_again_only_when_its_log_can_be_moved(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who waits for room would be called at once, and turned away again."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill.distrust()
+        with monkeypatch.context() as refusing:
+            refusing.setattr(queue._backfill, "_run", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+            with pytest.raises(QueueError, match="Input/output error"):
+                queue.recover()
+
+        queue.recover()
+
+
+def test_a_queue_is_ready_again_only_when_its_store_can_be_opened(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._cache.close()
+        queue._cache = None  # as after a mend whose result could not be opened
+        with monkeypatch.context() as refusing:
+            refusing.setattr(disk, "open_store", raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+            with pytest.raises(QueueError, match="Too many open files"):
+                queue.recover()
+
+        queue.recover()
+
+        assert pending(queue) == ["a"]
+
+
+@pytest.mark.parametrize("asked", ["recover", "commit"])
+def test_after_a_move_of_the_log_that_failed_all_of_it_is_moved_before_more_is_written(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill._most = 1  # it is time to move the log
+        with monkeypatch.context() as refusing:
+            refusing.setattr(queue._backfill, "_run", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+            with pytest.raises(QueueError):
+                queue.recover() if asked == "recover" else queue.commit(Change(appends=[chunk_of("b")]))
+        run, modes = queue._backfill._run, []
+        monkeypatch.setattr(queue._backfill, "_run", lambda mode: (modes.append(mode), run(mode)))
+
+        queue.commit(Change(appends=[chunk_of("b")]))
+
+        assert modes == ["TRUNCATE"]
+
+
+def test_a_log_that_somebody_reads_is_not_taken_for_moved(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "_BUSY_SECONDS", 0.01)
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM Cache").fetchall()
+            queue.commit(Change(appends=[chunk_of("b")]))
+            queue._backfill.distrust()
+
+            with pytest.raises(QueueError, match="another process holds the database"):
+                queue.commit(Change(appends=[chunk_of("c")]))
+
+        queue.commit(Change(appends=[chunk_of("d")]))
+        assert pending(queue) == ["a", "b", "d"]
+
+
+def test_a_connection_that_failed_to_move_the_log_is_not_used_again(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill.distrust()
+        queue._backfill.connection.close()
+        with pytest.raises(QueueError):
+            queue.recover()
+
+        queue.recover()
+
+
+@pytest.mark.parametrize(
+    ("disk", "given"), [({"f_bavail": 255}, True), ({"f_favail": 3}, True), ({}, False)], ids=str
+)
+def test_what_is_kept_is_given_back_before_a_start_without_room_or_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: dict[str, int], *, given: bool
+) -> None:
+    Ballast(tmp_path).keep()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert before == ["ballast", "ballast.name", "ballast.start"]
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(**disk))
+
+    Ballast(tmp_path).make_way()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["ballast"] if given else before)
+    assert bool((tmp_path / "ballast").stat().st_size) is not given
+
+
+# -- damage that somebody comes upon -----------------------------------------------------
+
+
+def malformed() -> sqlite3.DatabaseError:
+    """Return what SQLite raises when it comes upon damage."""
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def test_damage_that_a_commit_comes_upon_is_mended_and_the_commit_done(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        monkeypatch.setattr(queue._cache, "set", raising(malformed()))
+
+        queue.commit(Change(appends=[chunk_of("b")]))
+
+        assert pending(queue) == ["a", "b"]
+        assert len(reports(directory)) == 1
+
+
+def test_damage_that_is_found_when_the_log_is_moved_is_told_as_damage(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill.distrust()
+        monkeypatch.setattr(queue._backfill, "_run", raising(malformed()))
+
+        with pytest.raises(QueueError, match="it is damaged: database disk image is malformed"):
+            queue.recover()
+
+
+# -- found before it is opened -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [BOOKS, META])
+def test_what_is_found_before_a_queue_is_opened_leaves_its_files_as_they_were(
+    directory: Path, key: str
+) -> None:
+    """diskcache writes when it opens a directory; and who wants no mending wants nothing changed."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._cache.set(key, b'{"format":')
+    before = (directory / DATABASE).read_bytes()
+
+    with pytest.raises(QueueError, match="it is damaged"):
+        DiskQueue(directory, rescue=False)
+
+    assert (directory / DATABASE).read_bytes() == before
+
+
+def test_a_database_that_opening_alone_shows_to_be_damaged_is_mended(directory: Path) -> None:
+    """Settings of diskcache's own that are not what was written are none of what is looked at before."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+    with closing(sqlite3.connect(directory / DATABASE)) as db, db:
+        db.execute("INSERT INTO Settings VALUES ('disk_strange', 1)")
+
+    with closing(DiskQueue(directory)) as queue:
+        assert pending(queue) == ["a"]
+
+    assert len(reports(directory)) == 1
 
 
 # -- newer -------------------------------------------------------------------------------

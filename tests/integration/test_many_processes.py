@@ -250,6 +250,19 @@ def test_flush_beside_a_running_daemon_has_the_daemon_send(product: Product, ser
     assert by_daemon == [True]
 
 
+def test_flush_beside_a_daemon_whose_api_it_does_not_find_says_so_and_sends_nothing(product: Product) -> None:
+    product.start_daemon()
+    assert product.daemon is not None
+    send(product, event(1))
+    product.set(api_socket_path=NOWHERE)
+
+    flushed = product.run("flush")
+
+    assert flushed.returncode == 1
+    assert f"process {product.daemon.pid} holds it, but does not answer" in flushed.stderr
+    assert f"is its api_socket_path {NOWHERE}?" in flushed.stderr
+
+
 # -- clocks that jump ------------------------------------------------------------------
 
 
