@@ -25,7 +25,7 @@ from agent.token import TokenSource
 from agent.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agent.chunk import Chunk
     from agent.clock import Clock
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 _LOOK_SECONDS = 0.2
+_MOST_RECALLED = 1000
+"""Rows: of small ones, so many are looked at in some 20 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ class Pipeline:
             max_line_bytes=settings.max_line_bytes,
             lead=lambda: self.server_clock.lead,
         )
-        self.seen = Seen()
+        self._first_key = self.queue.books().next_key  # what is before it is from before the start
+        self.seen = Seen(recall=self._left)
         self._pace = Pace(settings.requests_per_minute, settings.backoff_max)
         self.writer = Writer(
             self.queue,
@@ -212,6 +215,17 @@ class Pipeline:
             return self.queue.get(self.queue.first_key())
         except (QueueError, DamagedChunkError, NewerChunkError):
             return None
+
+    def _left(self) -> Iterator[bytes]:
+        """Yield events that a run before left in the queue, the newest first, as far as it is quick."""
+        try:
+            first = max(self.queue.first_key(), self._first_key - _MOST_RECALLED)
+            for key in range(self._first_key - 1, first - 1, -1):
+                chunk = self.queue.get(key)
+                if chunk is not None:
+                    yield chunk.lines
+        except (QueueError, DamagedChunkError, NewerChunkError):
+            return  # who delivers tells of it
 
     def _committed(self, events: int) -> None:
         """Tell those who wait for a commit; runs in the writer's thread."""

@@ -15,8 +15,10 @@ be lost unseen, and is a conflict.
 - A dead letter's id is not at Polar: it is forgotten, and may come again, mended. Once it is
   retried it is entered again, as it goes out: with our stamps in it, which a producer that
   repeats the event does not write.
-- All of it ends with the process, since a start must not take longer for a full queue. What
-  is not remembered is taken once more, and Polar tells that it is a duplicate.
+- It ends with the process, but for what is still in the queue: the newest of that is recalled when
+  the first event comes that has an id, so that a start takes no longer for a full queue. It is
+  there as it goes out, with our stamps. What is not remembered is taken once more, and Polar tells
+  that it is a duplicate.
 
 Who enters or asks holds `Writer.order`; `forget` may be called by any thread.
 """
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
 GENERATION_BYTES = 4 << 20
@@ -59,11 +61,13 @@ class _Generation:
         blocks: lines joined by newlines.
         size: bytes that all this takes.
         revived: identities of dead letters that were retried.
+        stamped: all lines have our stamps in them.
     """
 
-    __slots__ = ("blocks", "places", "revived", "size")
+    __slots__ = ("blocks", "places", "revived", "size", "stamped")
 
-    def __init__(self) -> None:
+    def __init__(self, *, stamped: bool = False) -> None:
+        self.stamped = stamped
         self.revived: set[str] = set()
         self.places: dict[str, int] = {}
         self.blocks: list[bytes] = []
@@ -90,10 +94,14 @@ class Seen:
 
     Args:
         generation_bytes: how much is surely remembered; at most twice that, and two blocks.
+        recall: yields blocks of events from before, the newest first, as they go out.
     """
 
-    def __init__(self, generation_bytes: int = GENERATION_BYTES) -> None:
+    def __init__(
+        self, generation_bytes: int = GENERATION_BYTES, recall: Callable[[], Iterable[bytes]] | None = None
+    ) -> None:
         self._generation_bytes = generation_bytes
+        self._recall = recall
         self._young = _Generation()
         self._old = _Generation()
         self._forgotten: deque[str] = deque()
@@ -107,8 +115,7 @@ class Seen:
             ids: their `external_id`, none empty; they have no `organization_id`.
             block: lines joined by newlines, these events among them.
         """
-        if self._forgotten:
-            self._drop_forgotten()
+        self._prepare()
         young, old = self._young, self._old
         places = dict.fromkeys(ids, len(young.blocks))
         fresh = places.keys()
@@ -126,6 +133,7 @@ class Seen:
         Args:
             ids: of events; those without are empty.
         """
+        self._prepare()
         met: set[str] = set()
         for place, one in enumerate(ids):
             if one and (one in met or one in self._young.places or one in self._old.places):
@@ -143,19 +151,18 @@ class Seen:
 
     def ask(self, identity: str, line: bytes) -> bool | None:
         """Tell whether an event is the same as the one that is remembered; None when none is."""
-        if self._forgotten:
-            self._drop_forgotten()
+        self._prepare()
         for generation in (self._young, self._old):
             place = generation.places.get(identity)
             if place is not None:
                 first = self._line(generation, place, identity)
-                return is_same(first, line) or (identity in generation.revived and is_unstamped(first, line))
+                stamped = generation.stamped or identity in generation.revived
+                return is_same(first, line) or (stamped and is_unstamped(first, line))
         return None
 
     def knows(self, identity: str) -> bool:
         """Tell whether an event is remembered."""
-        if self._forgotten:
-            self._drop_forgotten()
+        self._prepare()
         return identity in self._young.places or identity in self._old.places
 
     def revive(self, identity: str, line: bytes) -> None:
@@ -176,6 +183,35 @@ class Seen:
         if young.size > self._generation_bytes:
             self._old, self._young = young, _Generation()
             self._opened, self._lines = None, {}
+
+    def _prepare(self) -> None:
+        """Recall what is to be recalled, and do what `forget` was asked for."""
+        if self._recall is not None:
+            recall, self._recall = self._recall, None
+            for block in recall():
+                self._remember(block)
+                if self._old.size > self._generation_bytes:
+                    break
+        if self._forgotten:
+            self._drop_forgotten()
+
+    def _remember(self, block: bytes) -> None:
+        """Put events from before into the old generation; where two have one id, the newer counts."""
+        old = self._old
+        old.stamped = True
+        try:
+            named = _NAMED.decode_lines(block)
+        except msgspec.MsgspecError:
+            return  # our check let something pass that msgspec does not read
+        if any(event.organization_id for event in named):
+            for line in block.split(b"\n"):
+                old.places.setdefault(identity_of(line), len(old.blocks))
+                old.blocks.append(line)
+        else:
+            for event in named:
+                old.places.setdefault(event.external_id or "", len(old.blocks))
+            old.blocks.append(block)
+        old.size += len(block) + len(named) * EVENT_BYTES
 
     def _drop_forgotten(self) -> None:
         """Do what `forget` was asked for."""
@@ -227,13 +263,19 @@ def is_same(one: bytes, other: bytes) -> bool:
 
 
 def is_unstamped(stamped: bytes, line: bytes) -> bool:
-    """Tell whether a line is what another one was before it got its timestamp from us."""
+    """Tell whether a line is what another one was before it got its timestamp from us.
+
+    With it, a `customer_id` beside an external one went out, see `agent.stamp`.
+    """
     try:
-        members = msgspec.json.decode(stamped, type=dict[str, msgspec.Raw])
+        members, others = (msgspec.json.decode(one, type=dict[str, msgspec.Raw]) for one in (stamped, line))
     except (msgspec.MsgspecError, *_NO_JSON):
         return False
     members.pop("timestamp", None)
-    return is_same(msgspec.json.encode(members), line)
+    if bytes(members.get("customer_id", b"null")) == b"null":
+        for one in (members, others):
+            one.pop("customer_id", None)
+    return is_same(msgspec.json.encode(members), msgspec.json.encode(others))
 
 
 def _equal(one: Any, other: Any) -> bool:

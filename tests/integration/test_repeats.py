@@ -166,14 +166,31 @@ def test_what_was_acknowledged_as_a_repeat_survives_kill_9(daemon: Product, line
     assert ledger(daemon) == {"accepted": 400, "duplicates": 200, "delivered": 200}
 
 
-def test_after_a_restart_a_repeat_is_taken_and_polar_tells_that_it_is_one(daemon: Product) -> None:
-    """What is remembered ends with the process; that a repeat is harmless does not."""
-    daemon.run("send", stdin=json.dumps(event("a")) + "\n")
+def test_what_is_still_in_the_queue_is_known_after_a_restart(daemon: Product, line: Line) -> None:
+    line.send(event("a", 1), event("b", 1, timestamp="2026-01-01T00:00:00Z"))
+    line.acked(2)
     daemon.stop_daemon(signal.SIGKILL)
     daemon.start_daemon()
-    assert daemon.run("send", stdin=json.dumps(event("a")) + "\n").returncode == 0
+    again = Line(daemon.socket)
 
+    again.send(event("a", 1), event("b", 1, timestamp="2026-01-01T00:00:00Z"), event("a", 2), event("c", 1))
+
+    assert conflicts(again.acked(4)) == [3]
+    assert ledger(daemon) == {"accepted": 5, "duplicates": 2, "refused": 1, "pending": 3}
+    again.close()
+
+
+def test_what_was_delivered_before_a_restart_is_taken_and_polar_tells_that_it_is_a_repeat(
+    daemon: Product,
+) -> None:
+    """What is remembered ends with the process; that a repeat is harmless does not."""
     daemon.start_emulator()
+    daemon.run("send", stdin=json.dumps(event("a")) + "\n")
+    assert daemon.run("flush").returncode == 0
+    daemon.stop_daemon(signal.SIGKILL)
+    daemon.start_daemon()
+
+    assert daemon.run("send", stdin=json.dumps(event("a")) + "\n").returncode == 0
 
     assert daemon.run("flush").returncode == 0
     assert ledger(daemon) == {"accepted": 2, "delivered": 1, "duplicates": 1}

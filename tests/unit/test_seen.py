@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support.clock import NOON
 
 from agent.event import Checker
-from agent.seen import EVENT_BYTES, Seen, identity_of, is_same
+from agent.seen import EVENT_BYTES, Seen, identity_of, is_same, is_unstamped
 
 ONE = b'{"name":"n","external_customer_id":"c","external_id":"e1","metadata":{"a":1,"b":"x"}}'
 ANOTHER = ONE.replace(b'"a":1', b'"a":2')
@@ -317,3 +318,91 @@ def test_its_memory_is_bounded(line: Socket) -> None:
         kept = sum(len(block) for part in (seen._young, seen._old) for block in part.blocks)
         places = len(seen._young.places) + len(seen._old.places)
         assert kept + places * EVENT_BYTES <= 2 * (20_000 + 500)
+
+
+# -- what is recalled from before --------------------------------------------------------
+
+STAMP = b',"timestamp":"2026-11-23T12:00:00.000Z"}'
+
+
+def stamped(line: bytes) -> bytes:
+    """Return a line as it goes out."""
+    return line[:-1] + STAMP
+
+
+def from_before(*blocks: bytes, room: int = 1 << 20) -> Socket:
+    """Return a socket of an agent that has these blocks from before, the newest first."""
+    return Socket(Seen(room, lambda: iter(blocks)))
+
+
+def test_what_is_recalled_is_known_without_our_stamps() -> None:
+    line = from_before(b"\n".join([stamped(event("a", 1)), event("b", 1)]))
+
+    assert line.write(event("a", 1), event("b", 1), event("a", 2), event("b", 2), event("c")) == [
+        *(SAME, SAME, OTHER, OTHER, NEW)
+    ]
+
+
+def test_what_is_recalled_is_known_to_the_first_who_asks() -> None:
+    blocks = [stamped(event("a", 1))]
+
+    assert Seen(recall=lambda: blocks).knows("a")
+    assert Seen(recall=lambda: blocks).ask("a", event("a", 1)) is True
+    assert Seen(recall=lambda: blocks).first_repeat(["", "b", "a"]) == 2
+    assert not Seen(recall=lambda: blocks).enter(["a"], event("a", 1))
+
+
+def test_it_is_recalled_once() -> None:
+    calls = []
+    line = Socket(Seen(recall=lambda: calls.append(1) or []))
+
+    line.write(event("a"), event("b"))
+    line.write(event("a"), event("c"))
+
+    assert calls == [1]
+
+
+def test_of_two_that_are_recalled_the_newer_counts() -> None:
+    line = from_before(stamped(event("a", 2)), stamped(event("a", 1)))
+
+    assert line.write(event("a", 2), event("a", 1)) == [SAME, OTHER]
+
+
+def test_so_much_is_recalled_and_no_more() -> None:
+    blocks = iter([stamped(event(f"e{n}", n)) for n in range(100)])
+    line = Socket(Seen(10 * (len(stamped(event("e1"))) + EVENT_BYTES), lambda: blocks))
+
+    assert line.write(event("e3", 3), event("e99", 99)) == [SAME, NEW]
+    assert len(list(blocks)) == 89
+
+
+def test_a_dead_letter_that_was_recalled_may_come_again() -> None:
+    line = from_before(stamped(event("a", 1)))
+
+    line.seen.forget(["a"])
+
+    assert line.write(event("a", 2)) == [NEW]
+
+
+def test_of_a_person_events_are_recalled_by_their_organization() -> None:
+    one, other = (str(uuid.UUID(int=n, version=4)) for n in (1, 2))
+    of_one, of_other = event("a", 1, organization_id=one), event("a", 2, organization_id=other)
+    line = from_before(b"\n".join([stamped(of_one), stamped(of_other)]))
+    line.checker = Checker(personal_token=True)
+
+    assert line.write(of_other, event("a", 2, organization_id=one)) == [SAME, OTHER]
+
+
+def test_what_cannot_be_read_is_not_recalled() -> None:
+    line = from_before(b"no JSON", stamped(event("a", 1)))
+
+    assert line.write(event("a", 1)) == [SAME]
+
+
+@pytest.mark.parametrize("went_out", [b"", b',"customer_id":null'])
+def test_a_customer_that_stamping_took_out_is_no_difference(went_out: bytes) -> None:
+    line = event("a", 1, customer_id="0b9a4e6c-3d3e-4a36-9e4c-1d1f5f6a7b8c")
+    out = event("a", 1)[:-1] + went_out + STAMP
+
+    assert is_unstamped(out, line)
+    assert not is_unstamped(line[:-1] + STAMP, event("a", 1))
