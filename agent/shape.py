@@ -134,7 +134,7 @@ class Shapes:
         keys = seen | self._keys
         if len(keys) > _MOST_KEYS:
             keys = seen
-        if len(keys) > _MOST_KEYS or not all(map(_may_be_a_field, keys)):
+        if len(keys) > _MOST_KEYS or not all(map(may_be_a_field, keys)):
             self._keys = {}
             return
         self._keys, self._with_ids, self._with_times = keys, with_ids, with_times
@@ -146,7 +146,7 @@ _KINDS: Final = {"_cost": ("cost", _Cost), "_llm": ("llm", _Llm)}
 """The fields for the two keys with a meaning, and their types."""
 
 
-def _may_be_a_field(key: str) -> bool:
+def may_be_a_field(key: str) -> bool:
     """Tell whether msgspec can name a field so."""
     return key.isprintable() and '"' not in key and "\\" not in key
 

@@ -16,16 +16,17 @@ from agent.queue import DeadLetter
 from agent.refusal import Refusal, too_long
 from agent.reservation import Reservation
 from agent.shape import Shapes
+from agent.stamp import cut
+from agent.tail.filling import Filling
 from agent.tail.identity import BOM, line_id, line_ids
 
 if TYPE_CHECKING:
-    from agent.event import Checker
+    from agent.event import Checked, Checker
     from agent.seen import Lasting
     from agent.tail import Table
 
 _BLANK = b" \t\r\n"
 _MOST_TEXT = 64 * 1024
-_CUSTOMER = ("customer_id", "external_customer_id")
 
 
 class Place(NamedTuple):
@@ -101,13 +102,7 @@ class Taking:
         # What a checker has learned is one thread's own.
         self._checker = replace(checker, shapes=Shapes())
         self._max_line_bytes = checker.max_line_bytes
-        metadata = table.defaults.get("metadata", {})
-        self._defaults = {
-            key: msgspec.Raw(msgspec.json.encode(value))
-            for key, value in table.defaults.items()
-            if key != "metadata"
-        }
-        self._metadata = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in metadata.items()}
+        self._filling = Filling(table.defaults)
 
     def take(self, place: Place, block: bytes, seen: Lasting, *, now: float, wall: float) -> Taken:
         """Check and stamp whole lines.
@@ -119,9 +114,8 @@ class Taking:
             now: Unix time in seconds by the server's clock.
             wall: the same by ours.
         """
-        if not (self._defaults or self._metadata) and _all_short(block, self._max_line_bytes):
-            ids = partial(line_ids, place.identity, place.offset)
-            checked = self._checker.check_block(block, now, ids, seen)
+        if _all_short(block, self._max_line_bytes):
+            checked = self._check_block(place, block, seen, now)
             if checked is not None:
                 return Taken(checked.groups, checked.held, [], checked.count)
         return self._line_by_line(place, block, Reservation(seen), now=now, wall=wall)
@@ -129,6 +123,18 @@ class Taking:
     def too_long(self, place: Place, beginning: bytes, *, wall: float) -> DeadLetter:
         """Return the dead letter of a line of which only the beginning was read."""
         return _letter(place, _Line(1, place.offset, beginning), too_long(self._max_line_bytes), wall)
+
+    def _check_block(self, place: Place, block: bytes, seen: Lasting, now: float) -> Checked | None:
+        """Check and stamp lines if they are all fine and regular, and lack the same defaults; else None."""
+        ids = partial(line_ids, place.identity, place.offset)
+        if not self._filling:
+            return self._checker.check_block(block, now, ids, seen)
+        whole = cut(block)
+        filled = None if whole is None else self._filling.block(whole)
+        if whole is None or filled is None:
+            return None
+        # Ids follow from lines as they stand in the file.
+        return self._checker.check_block(filled, now, lambda _: ids(whole), seen)
 
     def _line_by_line(
         self, place: Place, block: bytes, reserved: Reservation, *, now: float, wall: float
@@ -147,7 +153,7 @@ class Taking:
             offset += len(raw) + 1
             taken.lines = number
         ids = [line_id(place.identity, line.offset, line.text) for line in lines]
-        filled = [self._filled(line.text) for line in lines]
+        filled = [self._filling.line(line.text) for line in lines]
         checked = self._checker.check_lines(filled, now, ids, reserved)
         taken.groups, taken.held, taken.repeated = checked.groups, checked.held, checked.repeated
         for line, fate in zip(lines, checked.fates, strict=True):
@@ -155,31 +161,6 @@ class Taking:
         refused.sort(key=lambda item: item[0].offset)
         taken.letters = [_letter(place, line, why, wall) for line, why in refused]
         return taken
-
-    def _filled(self, line: bytes) -> bytes:
-        """Return a line with the defaults in it that it lacks; as it is where it cannot be read."""
-        if not (self._defaults or self._metadata):
-            return line
-        try:
-            members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-            added = self._missing(members)
-            if self._metadata:
-                given = bytes(members.get("metadata", b"null"))
-                own = {} if given == b"null" else msgspec.json.decode(given, type=dict[str, msgspec.Raw])
-                if not self._metadata.keys() <= own.keys():
-                    added["metadata"] = msgspec.Raw(msgspec.json.encode(self._metadata | own))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return line
-        return msgspec.json.encode(members | added) if added else line
-
-    def _missing(self, members: dict[str, Any]) -> dict[str, msgspec.Raw]:
-        """Return the defaults that an event lacks; one that names its customer lacks no customer."""
-        has_customer = any(bytes(members.get(key, b"null")) != b"null" for key in _CUSTOMER)
-        return {
-            key: value
-            for key, value in self._defaults.items()
-            if bytes(members.get(key, b"null")) == b"null" and not (key in _CUSTOMER and has_customer)
-        }
 
 
 def _all_short(block: bytes, most: int) -> bool:

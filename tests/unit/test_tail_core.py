@@ -119,6 +119,18 @@ def test_a_refused_line_is_a_letter_with_its_place(bad: bytes, kind: str) -> Non
     assert taken.lines == 4
 
 
+def test_defaults_change_no_id_of_many_lines() -> None:
+    lines = [line(number, metadata={"k": number}) for number in range(5)]
+
+    taken = take(b"".join(lines), defaults={"name": "d", "metadata": {"region": "eu"}})
+
+    assert [event["metadata"]["region"] for event in events(taken)] == ["eu"] * 5
+    assert [event["external_id"] for event in events(taken)] == [
+        identity.line_id(PLACE.identity, len(b"".join(lines[:place])), one.strip()).decode()
+        for place, one in enumerate(lines)
+    ]
+
+
 def test_defaults_fill_in_what_a_line_lacks_and_nothing_else() -> None:
     defaults = {"name": "d", "external_customer_id": "dc", "metadata": {"region": "eu", "n": 1}}
     taken = take(
