@@ -76,10 +76,10 @@ def _delivery(now: Document, width: int) -> list[str]:
     requests = "  ".join(f"{result}: {count:,}" for result, count in now["requests"].items())
     lines.append(f"requests    {requests or 'none yet'}")
     times = [
-        f"{word} {_time(latency[name]['p50'])} / {_time(latency[name]['p99'])}"
+        f"{word} {_time(latency[name]['p50'])}/{_time(latency[name]['p99'])}"
         for word, name in (("ack", "ack"), ("request", "request"), ("to Polar", "age"))
     ]
-    lines.append(f"p50 / p99   {'   '.join(times)}")
+    lines.append(f"p50/p99     {', '.join(times)}")
     return lines
 
 
@@ -98,9 +98,9 @@ def _refusals(now: Document) -> list[str]:
     lines = []
     for one in now["refusals"]:
         moment = datetime.fromtimestamp(one["at"], UTC).astimezone().strftime("%H:%M:%S")
-        where = ".".join(map(str, one["loc"]))
+        where = [".".join(map(str, one["loc"]))] if one["loc"] else []
         times = f" (x{one['count']:,})" if one["count"] > 1 else ""
-        lines.append(f"{moment} {one['source']} {one['type']} {where}{times}: {one['msg']}")
+        lines.append(f"{' '.join([moment, one['source'], one['type'], *where])}{times}: {one['msg']}")
     return lines
 
 

@@ -110,7 +110,9 @@ def findings(
         name = str(finding["loc"][0]) if finding["loc"] else ""
         reason = cause.reason if isinstance(cause, Invalid) else finding["msg"]
         hint = cause.hint if isinstance(cause, Invalid) else ""
-        yield Problem(name, origins.get(name, "default"), f"{_shown(name, values)}{reason}", hint)
+        # What is wrong within a table is told with its place and value.
+        shown = "" if reason.startswith(f"{name}.") else _shown(name, values)
+        yield Problem(name, origins.get(name, "default"), f"{shown}{reason}", hint)
 
 
 def _shown(name: str, values: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ func main() {
 	line, _ := json.Marshal(map[string]any{"name": "ai_usage", "external_customer_id": "cus_1", "external_id": fmt.Sprintf("%x", id), "metadata": map[string]any{"tokens": 77}})
 	for n := 1; n <= 5; n++ { refusal, err := attempt(path, append(line, '\n'))
 		if err == nil && refusal == nil { fmt.Println("safe on disk"); return }
-		if err == nil { fmt.Println("refused:", refusal); break }
+		if err == nil { fmt.Println("refused:", refusal); break } else if n == 5 { fmt.Println(err) }
 		time.Sleep(100 * time.Millisecond << n) }
 	os.Exit(1)
 }

@@ -56,7 +56,7 @@ def secret_file(settings: Settings) -> Iterator[Finding]:
     path = settings.access_token_file
     if path is None and settings.access_token is not None:
         origin = settings.sources.get("access_token", "")
-        path = Path(origin) if origin.startswith("/") else None
+        path = Path(origin) if Path(origin).is_file() else None  # it may be the name of a variable
     if path is None:
         return
     try:

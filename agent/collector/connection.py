@@ -22,7 +22,7 @@ MAX_WAITING_ANSWERS = 256 * 1024
 """Bytes of answers that wait for a producer to read, beside what the kernel holds."""
 
 
-_FIRST_BYTES = 4 * 1024
+_FIRST_BYTES = 1024
 _ALL_WAITING_ANSWERS = 64 << 20
 _LEAST_WAITING_ANSWERS = 4 * 1024
 

@@ -347,6 +347,8 @@ class Collector:
         held = framer.held
         if size:
             segments = framer.feed(self._buffer, size)
+            if not segments and connection.appetite < _READ_BYTES:
+                connection.appetite *= 2  # the beginning of a long line costs nothing
         else:
             connection.no_more = True
             segments, size = framer.finish(), held

@@ -94,6 +94,20 @@ def test_a_dead_letter_is_retried_by_its_button(product: Product, port: int, bro
     assert product.status()["queue"]["dead"] == 0
 
 
+def test_of_many_dead_letters_the_latest_are_shown_whole(port: int, browser: Browser) -> None:
+    many = [{**STRANGER, "name": "y" * 120, "external_id": f"s{number}"} for number in range(60)]
+    assert Caller(port)("POST", "/v1/events/ingest", {"events": many}).status == 200
+    browser.open(f"http://127.0.0.1:{port}")
+    browser.wait("document.querySelector('#dead-count')?.textContent === '61'")
+
+    browser.wait("document.querySelectorAll('#dead tbody tr').length === 50")
+
+    assert browser.evaluate("document.querySelector('#dead-more').textContent").startswith("the latest 50;")
+    parts = "document.querySelectorAll('#dead tbody button, #dead thead th')"
+    heights = f"[...{parts}].map((one) => one.offsetHeight)"
+    assert max(browser.evaluate(heights)) < 40  # pixels: one line each
+
+
 def test_a_page_of_another_origin_can_neither_read_nor_retry(
     product: Product, port: int, browser: Browser
 ) -> None:

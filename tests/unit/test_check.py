@@ -174,12 +174,14 @@ def test_a_token_that_every_user_may_read_is_told(tmp_path, mode, state):
     assert [finding.state for finding in secret_file(settings)] == [state]
 
 
-def test_a_settings_file_that_holds_the_token_is_looked_at_likewise(tmp_path):
+@pytest.mark.parametrize("origin", ["{}", "agent.toml"])
+def test_a_settings_file_that_holds_the_token_is_looked_at_likewise(tmp_path, monkeypatch, origin):
     file = tmp_path / "agent.toml"
     file.write_text("access_token = 'polar_oat_x'")
     file.chmod(0o644)
+    monkeypatch.chdir(tmp_path)
     settings = SimpleNamespace(
-        access_token_file=None, access_token="polar_oat_x", sources={"access_token": str(file)}
+        access_token_file=None, access_token="polar_oat_x", sources={"access_token": origin.format(file)}
     )
 
     assert [finding.state for finding in secret_file(settings)] == ["warning"]

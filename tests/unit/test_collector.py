@@ -118,7 +118,7 @@ def answers(sock: socket.socket) -> list[dict[str, object]]:
 
 def test_producers_of_bad_lines_are_read_one_at_a_time_and_little_behind_the_others(world: World) -> None:
     bad = [world.connect(BAD * 1000) for _ in range(3)]
-    world.step(2)
+    world.settle()
     for sock in bad:
         sock.sendall(BAD * 2000)
     good = world.connect()

@@ -69,7 +69,7 @@ def test_at_80_by_24_all_parts_are_there() -> None:
         "retrying, next attempt in 4.0 s",
         "no answer from Polar",
         "200: 12  timeout: 1",
-        "ack 1 ms / 5 ms   request 250 ms / 2.5 s   to Polar - / -",
+        "ack 1 ms/5 ms, request 250 ms/2.5 s, to Polar -/-",
         "socket",
         "api",
     ):
@@ -126,3 +126,16 @@ def test_a_long_trouble_is_broken_between_words() -> None:
 
     first = next(number for number, line in enumerate(lines) if line.startswith("403:"))
     assert " ".join(lines[first : first + 2]) == trouble
+
+
+def test_all_times_are_seen_on_80_columns() -> None:
+    slow = {name: {"p50": 0.5, "p99": 30.0} for name in ("ack", "request", "age")}
+
+    told = "ack 500 ms/30.0 s, request 500 ms/30.0 s, to Polar 500 ms/30.0 s"
+    assert told in shown(overview(latency=slow))
+
+
+def test_a_refusal_of_a_whole_line_names_no_place() -> None:
+    one = {"at": 1e9, "source": "socket", "type": "json_invalid", "loc": [], "msg": "no JSON", "count": 1}
+
+    assert "socket json_invalid: no JSON" in shown(overview(refusals=[one]), height=40)

@@ -519,6 +519,7 @@ class TestTail:
     def test_what_is_wrong_is_named_with_its_place_value_and_mend(self, refused, text, expected):
         told = refused(f"[[tail]]\n{text}")
         assert all(part in told for part in expected), told
+        assert "[{" not in told  # the place is told: not all of what was written
 
 
 class TestApi:
