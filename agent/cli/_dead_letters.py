@@ -73,9 +73,10 @@ def read(
         ids: their numbers; None for all.
         chosen: what they must hold.
     """
+    from agent.queue.look import is_there
     from agent.queue.reader import DiskReader
 
-    if not (settings.queue_dir / "cache.db").exists():
+    if not is_there(settings.queue_dir):
         return
     reader = DiskReader(settings.queue_dir)
     try:

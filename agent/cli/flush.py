@@ -76,8 +76,9 @@ def _alone(settings: Settings, timeout: float) -> dict[str, Any]:
     from agent import logs
     from agent.clock import SystemClock
     from agent.pipeline import Pipeline
+    from agent.queue.look import is_there
 
-    if not (settings.queue_dir / "cache.db").exists():
+    if not is_there(settings.queue_dir):
         return {"remaining": 0, "reason": None}
     logs.configure("error", settings.log_format)
     pipeline = Pipeline(settings, SystemClock())

@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the verb says."""
+    from agent.queue.look import is_there
+
     directory = load_settings(args).queue_dir if args.dir is None else args.dir.absolute()
-    if not _holds_a_queue(directory):
+    if not is_there(directory):
         from agent.errors import UsageError
 
         if args.dir is not None:
@@ -58,22 +60,6 @@ def run(args: argparse.Namespace) -> int:
             )
         return _nothing(args, directory)
     return _verify(args, directory) if args.verb == "verify" else _export(args, directory)
-
-
-def _holds_a_queue(directory: Path) -> bool:
-    """Tell whether there is a queue, or what is left of one."""
-    from agent.errors import QueueError, reason_of
-    from agent.queue.check import DATABASE, LOG
-
-    try:
-        names = {path.name for path in directory.iterdir()}
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise QueueError(
-            "read the queue", str(directory), reason_of(error), "run this as the user of the daemon"
-        ) from error
-    return not names.isdisjoint({DATABASE, LOG})
 
 
 def _nothing(args: argparse.Namespace, directory: Path) -> int:

@@ -72,11 +72,12 @@ def _without_daemon(settings: Settings) -> dict[str, Any]:
     from agent.flusher import Delivery
     from agent.lock import holder
     from agent.queue import Books
+    from agent.queue.look import is_there
     from agent.queue.reader import DiskReader
     from agent.stats import Snapshot
 
     books, oldest = Books(), None
-    if (settings.queue_dir / "cache.db").exists():
+    if is_there(settings.queue_dir):
         reader = DiskReader(settings.queue_dir)
         books, oldest = reader.books(), reader.oldest_arrival()
         reader.close()

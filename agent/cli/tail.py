@@ -60,11 +60,12 @@ def read(settings: Settings) -> dict[str, Any]:
 
 def without_daemon(settings: Settings) -> dict[str, Any]:
     """Return how far files are read as the queue has it."""
+    from agent.queue.look import is_there
     from agent.queue.reader import DiskReader
     from agent.tail.report import remembered
 
     files: list[dict[str, Any]] = []
-    if (settings.queue_dir / "cache.db").exists():
+    if is_there(settings.queue_dir):
         reader = DiskReader(settings.queue_dir)
         try:
             files = [remembered(at) for at in reader.checkpoints() if at.inode and not at.done]

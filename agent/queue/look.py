@@ -23,8 +23,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DAMAGE_HINT = "`agent queue verify` tells more; the daemon rescues what can be read when it starts"
+_USER_HINT = "run this as the user of the daemon"
 _BUSY_SECONDS = 5.0
 _LOOKS = 3
+
+
+def is_there(directory: Path) -> bool:
+    """Tell whether a directory holds a queue, or what is left of one.
+
+    Raises:
+        QueueError: this user may not look.
+    """
+    for name in (DATABASE, LOG):
+        try:
+            if (directory / name).stat().st_size or name == DATABASE:
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            hint = _USER_HINT if isinstance(error, PermissionError) else "see queue_dir"
+            raise QueueError("read the queue", str(directory), reason_of(error), hint) from error
+    return False
 
 
 def rests(directory: Path) -> bool:

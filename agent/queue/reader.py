@@ -28,8 +28,10 @@ class DiskReader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        if not (directory / DATABASE).exists():
+        if not look.is_there(directory):
             raise QueueError("read the queue", str(directory), "there is none", "`agent run` makes it")
+        if not (directory / DATABASE).exists():
+            raise look.damaged(directory, f"{DATABASE} is missing")
         self._resting = look.rests(directory)
         with look.reading(directory):
             self._db = look.connect(directory)

@@ -153,14 +153,8 @@ def stored_chunks(directory: Path) -> Iterator[Chunk]:
     rested = look.rests(directory)
     with look.reading(directory), contextlib.closing(look.connect(directory)) as db:
         ((last,),) = db.execute("SELECT max(key) FROM Cache WHERE typeof(key) = 'integer'")
-        key = 0
-        while last is not None and key < last:
-            rows = db.execute(
-                "SELECT key, value FROM Cache WHERE key > ? AND key <= ? ORDER BY key LIMIT ?",
-                (key, last, _AT_ONCE),
-            ).fetchall()
-            if not rows:
-                break
+        key, some = 0, "SELECT key, value FROM Cache WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"
+        while rows := db.execute(some, (key, last, _AT_ONCE)).fetchall():
             for key, row in rows:  # the next ones come after the last of these
                 try:
                     yield chunk.decode(row if isinstance(row, bytes) else b"", key)

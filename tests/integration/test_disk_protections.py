@@ -25,6 +25,7 @@ from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
 from agent.queue.rows import BOOKS, FORMAT, META, seal
+from agent.queue.store import DamageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,6 +325,82 @@ def test_damage_that_is_found_when_the_log_is_moved_is_told_as_damage(
 
         with pytest.raises(QueueError, match="it is damaged: database disk image is malformed"):
             queue.recover()
+
+
+def test_a_reader_that_comes_upon_what_is_mended_meanwhile_has_it_not_mended_again(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        first = queue._cache
+
+        def read(cache: Any) -> bytes | None:
+            if cache is first:
+                queue._replace("another thread came upon it")
+                raise DamageError("malformed")
+            return cache.get(1)
+
+        assert queue._read(read) is not None
+        assert len(reports(directory)) == 1
+
+
+@pytest.mark.parametrize("key", [-3, 0, 500])
+def test_a_chunk_whose_key_cannot_be_is_not_taken_for_the_first_one(directory: Path, key: int) -> None:
+    """The flusher begins there: behind the last key it would find nothing, and send nothing any more."""
+    with closing(DiskQueue(directory)) as queue:
+        if key < 500:
+            queue.commit(Change(appends=[chunk_of("a")]))
+        queue._cache.set(key, chunk_of("b").encode(key))
+
+        assert 0 < queue.first_key() < queue.books().next_key
+
+        assert len(reports(directory)) == 1
+
+
+def test_a_chunk_that_was_lost_and_is_settled_all_the_same_is_counted_once_and_takes_no_room(
+    directory: Path,
+) -> None:
+    """It was on its way when the queue was mended."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", filler=900), chunk_of("b")]))
+        queue._cache.set(1, queue._cache.get(1)[:-1] + b"?")
+        queue._replace("damaged")
+        assert (queue.books().pending, queue.books().lost) == (1, 1)
+
+        for _ in range(2):  # the second one is of nothing that was lost
+            queue.commit(Change(settlements=[delivered(1)]))
+
+        books = queue.books()
+        assert (books.pending, books.delivered, books.lost, books.dropped) == (1, 2, 0, 0)
+        assert books.bytes == len(queue._cache.get(2))
+
+
+def test_a_log_that_sqlite_makes_anew_after_a_failure_is_none_that_was_taken_away(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill.close()  # as after a failure of its own: the store has the only connection
+        with monkeypatch.context() as refusing:
+            refusing.setattr(queue._cache, "set", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+            refusing.setattr(queue._backfill, "prepare", lambda: None)
+            with pytest.raises(QueueError):
+                queue.commit(Change(appends=[chunk_of("b")]))
+        assert not (directory / LOG).exists()
+        for number in range(50):
+            (directory / f"takes-a-number-{number}").touch()  # the log's own may be given to the new one
+
+        queue.commit(Change(appends=[chunk_of("c")]))
+
+        assert pending(queue) == ["a", "c"]
+        assert not reports(directory)
+
+
+def test_the_sizes_that_are_kept_in_memory_are_few(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_SIZES_KEPT", 10)
+    with closing(DiskQueue(directory)) as queue:
+        for number in range(40):
+            queue.commit(Change(appends=[chunk_of(number)]))
+
+        assert len(queue._sizes) <= 11
 
 
 # -- found before it is opened -----------------------------------------------------------

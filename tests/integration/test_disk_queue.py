@@ -1036,8 +1036,10 @@ def test_a_reader_tells_that_a_file_is_no_queue(directory: Path, content: bytes)
     directory.mkdir(mode=0o700)
     (directory / "cache.db").write_bytes(content)
 
-    with pytest.raises(QueueError, match="cannot read the queue"):
+    with pytest.raises(QueueError, match="cannot read the queue") as told:
         look(directory)
+
+    assert told.value.hint.startswith("`agent queue verify` tells more")
 
 
 def test_a_reader_tells_of_damaged_books(directory: Path) -> None:

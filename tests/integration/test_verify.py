@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.damage import DATABASE, copy, write
+from support.damage import DATABASE, LOG, copy, write
 from support.queues import buried, checkpoint_of, chunk_of, delivered, names
 from support.user import unprivileged
 
 from agent import chunk
 from agent.errors import QueueError
-from agent.queue import Change, verify
+from agent.queue import Change, Settlement, look, verify
 from agent.queue.disk import DiskQueue
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, numbered, seal
 from agent.queue.verify import inspect, rescued_chunks, stored_chunks
@@ -147,6 +147,16 @@ def test_a_chunk_that_cannot_be_rescued_is_named(directory: Path) -> None:
     assert problems == ["chunk 2 cannot be read"]
 
 
+def test_chunks_that_were_set_aside_before_are_counted_and_are_no_problem(directory: Path) -> None:
+    change(directory, PUT, row(directory, 2)[:-1] + b"?", 2)
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(settlements=[Settlement(2, None, damaged=True)]))
+
+    found = inspect(directory)
+
+    assert (found.problems, found.set_aside, found.books.lost) == ([], 1, 1)
+
+
 def test_of_many_problems_the_first_ones_are_told(tmp_path: Path) -> None:
     with closing(DiskQueue(tmp_path / "queue")) as queue:
         queue.commit(Change(appends=[chunk_of(number) for number in range(100)]))
@@ -165,8 +175,13 @@ def test_a_queue_that_this_user_may_not_read_is_told_from_a_damaged_one(director
         with unprivileged(), pytest.raises(QueueError, match="Permission denied") as told:
             inspect(place)
 
+        place.chmod(0o700 if os.geteuid() == 0 else 0)
+        with unprivileged(), pytest.raises(QueueError, match="Permission denied") as told_before:
+            look.is_there(place)
+        place.chmod(0o700)
+
     assert told.value.subject == str(place / DATABASE)
-    assert told.value.hint == "run this as the user of the daemon"
+    assert told.value.hint == told_before.value.hint == "run this as the user of the daemon"
 
 
 # -- beside a daemon ---------------------------------------------------------------------
@@ -186,6 +201,21 @@ def daemon(directory: Path) -> Iterator[Callable[..., DiskQueue]]:
     yield start
     for queue in started:
         queue.close()
+
+
+def test_a_queue_that_a_daemon_has_open_does_not_rest_though_its_log_is_empty(
+    directory: Path, daemon: Callable[..., DiskQueue]
+) -> None:
+    """It may write at any moment; who takes it for resting reads without locks."""
+    queue = daemon("d")
+    queue._backfill.distrust()
+    queue.recover()
+    assert (directory / LOG).stat().st_size == 0
+
+    assert not look.rests(directory)
+
+    queue.close()
+    assert look.rests(directory)
 
 
 def test_what_looked_damaged_since_a_daemon_began_to_write_is_looked_at_again(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from support.damage import DATABASE, copy
 from support.load import Load, assert_all_accounted
 from support.processes import TOKEN, Line, wait_until
+from support.queues import chunk_of
 from support.trials import STRANGER
 
 from agent.emulator.options import ORGANIZATION_ID
@@ -154,3 +157,55 @@ def test_events_taken_for_one_kind_of_token_are_not_sent_with_the_other(
     product.environ["POLAR_ACCESS_TOKEN"] = filled_with
     product.start_daemon()
     assert product.stop_daemon() == 0
+
+
+READING = [
+    ("status",),
+    ("dead", "list"),
+    ("tail", "status"),
+    ("queue", "verify"),
+    ("queue", "export"),
+    ("flush",),
+]
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_a_queue_that_cannot_be_looked_at_is_told_by_every_command(
+    product: Product, words: tuple[str, ...]
+) -> None:
+    """As one of another user is; this one is so for root as well."""
+    product.set(queue_dir=product.directory / ("x" * 300))
+
+    done = product.run(*words)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"agent {words[0]}: cannot ")
+    assert "File name too long" in done.stderr
+
+
+@pytest.mark.parametrize("words", READING[:-1], ids=" ".join)
+def test_a_database_that_is_gone_is_not_taken_for_a_queue_that_never_was(
+    product: Product, words: tuple[str, ...]
+) -> None:
+    with closing(DiskQueue(product.directory / "live", server=product.url)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        copy(queue.directory, product.queue)
+    (product.queue / DATABASE).unlink()
+
+    done = product.run(*words)
+
+    assert done.returncode == 1
+    assert "none" not in done.stdout + done.stderr
+    assert DATABASE in done.stdout + done.stderr
+
+
+def test_who_flushes_a_queue_whose_database_is_gone_sends_what_its_log_has(product: Product) -> None:
+    with closing(DiskQueue(product.directory / "live", server=product.url)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        copy(queue.directory, product.queue)
+    (product.queue / DATABASE).unlink()
+    product.start_emulator()
+
+    assert product.run("flush").returncode == 0
+
+    assert [event["external_id"] for event in product.stored()] == ["a"]
