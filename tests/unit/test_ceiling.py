@@ -178,6 +178,19 @@ def test_what_the_server_says_itself_needs_one() -> None:
     assert (tried.works, tried.limit) == (250, 500)
 
 
+def test_what_is_known_to_be_too_much_is_learned_once() -> None:
+    tried = ceiling()
+    tried.too_much(500, 0.0, sure=True)
+
+    assert not tried.too_much(500, 0.0, sure=True)
+    assert not tried.too_much(600, 0.0, sure=True)
+    assert tried.too_much(499, 0.0, sure=True)
+
+
+def test_one_event_alone_is_never_too_many() -> None:
+    assert not ceiling().too_much(1, 0.0, sure=True)
+
+
 def test_a_bound_that_is_passed_is_forgotten() -> None:
     tried = ceiling()
     tried.too_much(500, 0.0, sure=True)

@@ -8,7 +8,7 @@ import pytest
 from support.queues import chunk_of
 
 from agent.batch import Batch, Lease
-from agent.flusher.suspicion import FAILURES_TO_BURY, REFUSALS_TO_HOLD, Evidence, Fate, Suspects
+from agent.flusher.suspicion import FAILURES_TO_BURY, MAX_SUSPECTS, REFUSALS_TO_HOLD, Evidence, Fate, Suspects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,7 +195,48 @@ def test_a_server_that_takes_nothing_any_more_is_waited_for(server: Server) -> N
     assert fates[-1] is Fate.WAIT
 
 
+def test_failures_count_since_something_passed(server: Server) -> None:
+    fates = []
+    for _ in range(40):
+        server.takes()
+        fates.append(server.fails(batch("a", "b")))
+
+    assert set(fates) == {Fate.ASIDE}
+
+
+def test_an_event_that_fails_alone_is_waited_for_until_it_shows_that_the_server_works(server: Server) -> None:
+    one = batch("one")
+    server.takes()
+    assert server.fails(one) is Fate.WAIT
+
+    server.takes()
+
+    assert server.fails(one) is Fate.ASIDE
+
+
+def test_what_is_refused_alone_stands_aside_once_others_passed(server: Server) -> None:
+    one = batch("one")
+    assert server.refuses(one) is Fate.WAIT
+    server.takes()
+
+    assert server.refuses(one) is Fate.ASIDE
+
+
+def test_several_events_are_doubted_when_they_failed_twice_and_one_when_others_passed(server: Server) -> None:
+    several, one = batch("a", "b"), batch("one")
+    doubted = []
+    for _ in range(2):
+        server.fails(several)
+        server.fails(one)
+        doubted += [server.evidence.doubted(several), server.evidence.doubted(one)]
+    server.takes()
+
+    assert doubted == [False, False, True, False]
+    assert server.evidence.doubted(one)
+
+
 def test_refusals_of_everything_are_no_matter_of_the_events(server: Server) -> None:
+    assert REFUSALS_TO_HOLD > 2 * 10, "to find one bad event among a thousand takes as many"
     for _ in range(REFUSALS_TO_HOLD):
         server.refuses(batch("a", "b"))
         assert not server.evidence.all_refused
@@ -233,6 +274,20 @@ def test_hastened_suspects_go_at_once_in_the_same_order() -> None:
     assert suspects.due(0.0)
     assert [suspects.pop() for _ in range(9)] == batches[::-1]
     assert not suspects.due(0.0)
+
+
+def test_many_or_heavy_suspects_go_before_anything_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspects = Suspects()
+    for _ in range(MAX_SUSPECTS):
+        suspects.add(1.0, batch("a"))
+    assert not suspects.many
+    suspects.add(1.0, batch("a"))
+    assert suspects.many
+
+    monkeypatch.setattr("agent.flusher.suspicion.MOST_BYTES", suspects.pop().weight * MAX_SUSPECTS - 1)
+    assert suspects.heavy
+    suspects.pop()
+    assert not suspects.heavy
 
 
 def test_the_smallest_that_can_be_halved_is_searched_first() -> None:
