@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agent.errors import reason_of
 from agent.queue.ballast import portion_on
+from agent.units import rough_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,8 @@ class Capacity:
         """
         limits = self.limits
         if stored >= limits.max_bytes:
-            return f"the queue holds {stored} bytes; queue_max_bytes is {limits.max_bytes}"
+            most = rough_size(limits.max_bytes)
+            return f"the queue holds {rough_size(stored)} of at most {most} (queue_max_bytes)"
         if self._short is not None or now >= self._next_look or self._unseen <= 0:
             self._short = self._look(now)
         return self._short
@@ -86,4 +88,7 @@ class Capacity:
         self._unseen = (free - least) // 4
         if free >= least:
             return None
-        return f"the disk has {free} bytes free, and the queue leaves {least}; see disk_reserve_bytes"
+        return (
+            f"the disk has {rough_size(free)} free, and the queue leaves {rough_size(least)}: "
+            "free some of it, or lower disk_reserve_bytes"
+        )

@@ -10,7 +10,8 @@ could be seen from outside. So the largest size that works is found, not known:
   much: a server that fails at random must not be taken for one that fails on large batches.
   What lies between is halved until the bounds are close; the bound is forgotten after a
   while, later each time that it holds.
-- Slow answers and time-outs halve the size in use at once.
+- Slow answers and time-outs halve the size in use at once; but not when it is so small already that
+  it cannot be what makes the answers slow.
 
 A size is a number of events, or as well of bytes.
 """
@@ -31,6 +32,8 @@ _REMEMBERED = 32  # failures
 _FORGET_FIRST, _FORGET_LAST = 60.0, 3600.0
 _STALE_SECONDS = 600.0
 _LEAST_BY_TIME = 10  # events that are not answered in time are not too many
+SMALL_EVENTS, SMALL_BYTES = 100, 64 << 10
+"""So little is not what makes an answer slow: it takes Polar less than a second, a slow line some."""
 
 
 class Ceiling:
@@ -40,12 +43,14 @@ class Ceiling:
         start: the size to begin with, and to fall back to when it was long not needed.
         most: never more.
         patience: an answer that takes longer is slow, seconds.
+        small: no answer is slow for the size when it is no more than this.
     """
 
-    def __init__(self, start: int, most: int, patience: float) -> None:
+    def __init__(self, start: int, most: int, patience: float, small: int = SMALL_EVENTS) -> None:
         self._start = start
         self._most = max(start, most)
         self._patience = patience
+        self._small = min(small, start)
         self._works = start
         self._proven = False  # a batch of about that size has passed
         self._limit: int | None = None
@@ -105,7 +110,9 @@ class Ceiling:
         if larger:
             self._trying = False
         if seconds > self._patience:
-            self._shrink(size)
+            self._wanted = False
+            if size > self._small:
+                self._shrink(size, self._small)
             return
         if size < self._works * _FULL:
             return

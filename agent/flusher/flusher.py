@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.answer import Answer, NoAnswer
 from agent.batch import NOTHING, OVERHEAD, Batch
-from agent.ceiling import Ceiling
+from agent.ceiling import SMALL_BYTES, Ceiling
 from agent.errors import QueueError
 from agent.flusher.delivery import WELL, Delivery, since, state_of
 from agent.flusher.duplicates import News, may_be_stored, sent_before
@@ -600,5 +600,5 @@ def _ceilings(options: Options) -> tuple[Ceiling, Ceiling]:
     most_bytes = options.max_batch_bytes - OVERHEAD
     return (
         Ceiling(options.max_batch_events, options.batch_ceiling, patience),
-        Ceiling(most_bytes, most_bytes, patience),
+        Ceiling(most_bytes, most_bytes, patience, SMALL_BYTES),
     )

@@ -309,7 +309,7 @@ def test_a_queue_of_max_bytes_takes_no_more_and_goes_on_when_it_has_drained(room
     for load in loads:
         told = load.wait_until_told()
         assert told["type"] == "queue_full"
-        assert "queue_max_bytes is 524288" in told["msg"]
+        assert "512 KiB (queue_max_bytes)" in told["msg"]
     status = roomy.status()
     assert 524288 <= status["queue"]["bytes"] < 2 * 524288
     roomy.start_emulator()

@@ -44,7 +44,7 @@ def test_the_queues_own_bound_is_named_when_it_is_reached_and_not_before() -> No
     capacity = Capacity(LIMITS)
 
     assert capacity.lack(100 * MIB - 1, 0.0) is None
-    assert capacity.lack(100 * MIB, 0.0) == "the queue holds 104857600 bytes; queue_max_bytes is 104857600"
+    assert capacity.lack(100 * MIB, 0.0) == "the queue holds 100 MiB of at most 100 MiB (queue_max_bytes)"
 
 
 def test_the_disk_is_looked_at_every_half_second_and_no_oftener(disk: Disk) -> None:
@@ -73,11 +73,11 @@ def test_a_burst_that_could_have_filled_the_disk_has_it_looked_at_at_once(disk: 
 
 
 def test_while_the_disk_is_short_each_question_looks_anew(disk: Disk) -> None:
-    disk.free = 50 * MIB - 4096
+    disk.free = 49 * MIB
     capacity = Capacity(LIMITS)
     lack = capacity.lack(0, 0.0)
     assert lack is not None
-    assert "the disk has 52424704 bytes free, and the queue leaves 52428800" in lack
+    assert "the disk has 49 MiB free, and the queue leaves 50 MiB" in lack
     disk.free = 50 * MIB
 
     assert capacity.lack(0, 0.0) is None

@@ -248,6 +248,22 @@ def test_four_time_outs_of_one_size_halve_it_once() -> None:
     assert tried.works == 250
 
 
+def test_slow_answers_halve_it_down_to_what_cannot_be_too_much() -> None:
+    tried = ceiling()
+    for _ in range(20):
+        tried.passed(tried.size(0.0), PATIENCE + 1, 0.0, scarce=False)
+
+    assert tried.works == 100
+
+
+def test_a_slow_answer_to_little_says_nothing_of_the_size() -> None:
+    tried = ceiling()
+
+    tried.passed(3, PATIENCE + 1, 0.0, scarce=False)
+
+    assert tried.works == 500
+
+
 def test_it_recovers_from_time_outs() -> None:
     tried = ceiling()
     for size in (500, 250, 125):

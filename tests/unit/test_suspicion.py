@@ -89,10 +89,11 @@ def test_a_lone_event_is_not_buried_while_no_event_passes(
 def test_what_passed_before_its_first_failure_says_nothing_of_an_event(
     server: Server, turns_down: Callable[[Batch], Fate]
 ) -> None:
-    one = batch("one")
+    one, fates = batch("one"), []
     server.takes()
-
-    fates = [turns_down(one) for _ in range(50)]
+    for _ in range(50):
+        fates.append(turns_down(one))
+        server.takes_nothing_at_all()
 
     assert Fate.BURY not in fates
 

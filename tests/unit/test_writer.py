@@ -508,7 +508,7 @@ def test_a_queue_of_max_bytes_is_full(desk: Desk) -> None:
 
     desk.writer.step()
 
-    assert "queue_max_bytes is 1048576" in desk.writer.full
+    assert "1 MiB of at most 1 MiB (queue_max_bytes)" in desk.writer.full
     assert desk.told.count("room") == 1
 
 
@@ -551,7 +551,7 @@ def test_a_disk_without_its_reserve_makes_the_queue_full(limits_with_reserve: Li
 
     desk.writer.step()
 
-    assert f"the disk has {disk.free} bytes free" in desk.writer.full
+    assert "the disk has 256 MiB free" in desk.writer.full
     assert desk.safe == ["a"]
 
 
