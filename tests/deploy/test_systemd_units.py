@@ -54,6 +54,10 @@ def test_the_agent_tells_systemd_how_it_stands_and_is_started_again_when_it_does
     assert 0 < seconds(service["WatchdogSec"]) <= 120
 
 
+def test_the_unit_needs_no_program_that_a_minimal_system_lacks():
+    assert unit()["Service"]["ExecReload"].split()[0] == "/bin/sh"
+
+
 def test_systemd_listens_where_the_agent_would():
     socket = unit("polar-agent.socket")["Socket"]
     assert socket["ListenStream"] == "/run/polar-agent/agent.sock"

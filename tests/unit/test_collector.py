@@ -117,7 +117,10 @@ def answers(sock: socket.socket) -> list[dict[str, object]]:
 
 
 def test_producers_of_bad_lines_are_read_one_at_a_time_and_little_behind_the_others(world: World) -> None:
-    bad = [world.connect(BAD * 1000) for _ in range(3)]
+    bad = [world.connect(GOOD * 3000) for _ in range(3)]  # which were read in large pieces until now
+    world.settle()
+    for sock in bad:
+        sock.sendall(BAD * 1000)
     world.settle()
     for sock in bad:
         sock.sendall(BAD * 2000)

@@ -319,33 +319,111 @@ def test_those_who_left_while_they_waited_are_forgotten(serve) -> None:
     wait_until(lambda: not served.server._waiting)
 
 
-def test_of_too_many_connections_one_that_came_just_now_does_not_go(tmp_path) -> None:
-    clock = FakeClock()
-    bound = listen(tmp_path / "s", mode=0o600)
-    server = Server([Listener(bound.sock, "unix")], App(), clock, Bounds(connections=3))
+class ByHand:
+    """A server that moves only when told, by a clock of its own."""
 
-    def connect(data: bytes) -> socket.socket:
+    def __init__(self, path: Path, **bounds: float) -> None:
+        self.clock = FakeClock()
+        self.app = App()
+        self._bound = listen(path, mode=0o600)
+        self.sock = Scarce(self._bound.sock)
+        self.server = Server([Listener(self.sock, "unix")], self.app, self.clock, Bounds(**bounds))
+        self._clients: list[socket.socket] = []
+
+    def connect(self, data: bytes) -> socket.socket:
+        """Connect a client, which has sent something."""
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(PATIENCE)
-        sock.connect(str(bound.path))
+        sock.connect(str(self._bound.path))
         sock.sendall(data)
+        self._clients.append(sock)
         return sock
 
-    slow = [connect(b"GET /slow HTTP/1.1\r\n") for _ in range(3)]
-    server.step(0)
-    server.step(0)
-    clock.advance(5.0)
-    quick = [connect(get(f"/{number}")) for number in range(3)]
-    for _ in range(4):
-        server.step(clock.monotonic() + 0.1)
+    def step(self, times: int = 4) -> None:
+        for _ in range(times):
+            self.server.poke()
+            self.server.step()
+
+    def close(self) -> None:
+        for sock in self._clients:
+            sock.close()
+        while self.server.connections:
+            self.step()
+        self._bound.close()
+
+
+class Scarce:
+    """A listening socket that has no free descriptor while it is told so."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.fileno = sock.fileno
+        self.none_left = False
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.none_left:
+            raise OSError(24, "Too many open files")
+        return self._sock.accept()
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Iterator[Callable[..., ByHand]]:
+    servers: list[ByHand] = []
+
+    def make(**bounds: float) -> ByHand:
+        servers.append(ByHand(tmp_path / "s", **bounds))
+        return servers[-1]
+
+    yield make
+    for one in servers:
+        one.close()
+
+
+def test_of_too_many_connections_one_that_came_just_now_does_not_go(by_hand) -> None:
+    world = by_hand(connections=3)
+    slow = [world.connect(b"GET /slow HTTP/1.1\r\n") for _ in range(3)]
+    world.step()
+    world.clock.advance(5.0)
+
+    quick = [world.connect(get(f"/{number}")) for number in range(3)]
+    world.step()
 
     assert [answer(sock)[0] for sock in quick] == [200] * 3
     assert [rest(sock) for sock in slow] == [b""] * 3
-    for sock in (*slow, *quick):
-        sock.close()
-    while server.connections:
-        server.step(clock.monotonic() + 0.1)
-    bound.close()
+
+
+def test_without_a_free_descriptor_it_listens_again_a_little_later(by_hand) -> None:
+    world = by_hand()
+    world.sock.none_left = True
+    client = world.connect(get("/"))
+    world.step()
+    assert world.server.connections == 0
+
+    world.sock.none_left = False
+    world.step()
+    assert world.server.connections == 0
+    world.clock.advance(1.1)
+    world.step()
+
+    assert answer(client)[0] == 200
+
+
+def test_a_body_has_its_time_from_when_it_was_let_in(by_hand) -> None:
+    world = by_hand(body_bytes=1000, body=30.0)
+    world.connect(post("/later", b"x" * 1000))
+    world.step()
+    second = world.connect(post("/second", b"y" * 1000)[:-1])
+    world.step()
+    world.clock.advance(25.0)
+    world.app.replies[0](as_json(200, {}))
+    world.step()
+
+    world.clock.advance(25.0)
+    world.step()
+    second.sendall(b"y")
+    world.step()
+
+    assert answer(second)[0] == 200
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_gives_the_room_back(serve) -> None:
@@ -391,14 +469,16 @@ def test_requests_that_are_worked_on_are_never_closed_to_make_room(serve) -> Non
         sock.sendall(get("/later"))
     wait_until(lambda: len(served.app.replies) == 2)
 
-    with served.connect() as third:
+    with served.connect() as third, served.connect() as fourth:
         third.sendall(get("/third"))
+        fourth.sendall(get("/fourth"))
         for reply in served.app.replies:
             reply(as_json(200, {}))
         assert [answer(sock)[0] for sock in working] == [200, 200]
         for sock in working:
             sock.close()
         assert answer(third)[0] == 200
+        assert answer(fourth)[0] == 200
 
 
 # -- deadlines -----------------------------------------------------------------------------
