@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 MAX_WAITING_ANSWERS = 256 * 1024
 """Bytes of answers that wait for a producer to read, beside what the kernel holds."""
 
+READ_BYTES = 256 * 1024
+"""The most that is read of a connection at once."""
+
+_CARELESS_BYTES = 8 * 1024
+_CARELESS_REFUSALS = 64
 
 _FIRST_BYTES = 1024
 _ALL_WAITING_ANSWERS = 64 << 20
@@ -106,6 +111,19 @@ class Connection:
         self._waiting = bytearray()
         self._acked = 0
         self._ack_waits = False
+
+    def learn(self, lines: int, refused: int) -> None:
+        """Go by what became of its last lines: how many there were, and how many were refused."""
+        self.careless = refused > max(_CARELESS_REFUSALS, lines // 2)
+        if self.careless:
+            self.appetite = _CARELESS_BYTES
+        else:
+            self.grow()
+
+    def grow(self) -> None:
+        """Have more read at once from now on."""
+        if self.appetite < READ_BYTES:
+            self.appetite *= 2
 
     def begin(self) -> None:
         """Note that a group of lines goes to the writer."""

@@ -28,53 +28,34 @@ import os
 import selectors
 import threading
 from collections import deque
-from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from agent import refusal
-from agent.collector.connection import MAX_WAITING_ANSWERS, Connection, Share
-from agent.collector.peers import AllowList, Door, peer_of
-from agent.errors import hint_of
-from agent.event import Checked, Checker, Fate
-from agent.logs import get
+from agent.collector.connection import READ_BYTES, Connection
+from agent.collector.entrance import BREATH_SECONDS, Entrance
+from agent.collector.taking import Gathered, Taking
 from agent.meters import Meters
-from agent.notice import Notice
-from agent.seen import identity_of
-from agent.writer import Append, Writer
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from agent.clock import Clock
+    from agent.collector.peers import AllowList, Door
     from agent.collector.sockets import BoundSocket
+    from agent.event import Checker
     from agent.framing import Segment
     from agent.seen import Seen
+    from agent.writer import Writer
 
-_READ_BYTES = 256 * 1024
 _GATHER_BYTES = 256 * 1024
 _REST_SECONDS = 0.04
 _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
-_BREATH_SECONDS = 1.0
-_CARELESS_REFUSALS = 64
-_CARELESS_BYTES = 8 * 1024
 _HELD_BYTES = 64 << 20  # of lines that have no end yet, of all connections
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
 _since = attrgetter("since")
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """Lines of many connections, in order of reading."""
-
-    segments: list[Segment]
-    owners: list[Connection]
-    size: int = 0
-    patient: bool = True
 
 
 class Collector:
@@ -107,39 +88,32 @@ class Collector:
         allowed: AllowList,
         meters: Meters | None = None,
     ) -> None:
-        self._bound = bound
-        self._checker = checker
-        self._seen = seen
         self._writer = writer
         self._clock = clock
-        self._server_now = server_now
-        self._max_line_bytes = max_line_bytes
-        self._max_connections = max_connections
-        self._allowed = allowed
-        self._meters = meters or Meters()
-        self._log = get("collector")
         self._selector = selectors.DefaultSelector()
-        self._connections: dict[int, Connection] = {}
-        self._buffer = bytearray(_READ_BYTES)
-        self._attention: deque[Connection] = deque()
+        self._entrance = Entrance(
+            bound,
+            self._selector,
+            max_line_bytes=max_line_bytes,
+            max_connections=max_connections,
+            allowed=allowed,
+        )
+        self._connections = self._entrance.connections
+        self._taking = Taking(
+            checker, seen, writer, meters or Meters(), clock, server_now=server_now, wake=self._answered
+        )
+        self._buffer = bytearray(READ_BYTES)
         self._resting: list[Connection] = []
         self._careless: deque[Connection] = deque()  # each waits for its turn
         self._held = 0  # bytes of lines that have no end yet
-        self._share = Share()
         self._rest_until = 0.0
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._listening = False
-        self._listen_again = False  # there may be room for new connections now
-        self._listen_at: float | None = None  # no connection could be taken: try again then
-        self._no_files = Notice()
         self._stopping = False
         self.beat = clock.monotonic()
-        self.door = Door(allowed.allows, "events")
         self._thread = threading.Thread(target=self._run, name="collector")
         self._selector.register(self._wake_read, _READ)
-        self._listen(True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -153,8 +127,7 @@ class Collector:
 
     def configure(self, *, max_connections: int) -> None:
         """Go by other settings from now on; from any thread."""
-        self._max_connections = max_connections
-        self._listen_again = True
+        self._entrance.configure(max_connections=max_connections)
         self.wake()
 
     def close(self) -> None:
@@ -165,6 +138,11 @@ class Collector:
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+    @property
+    def door(self) -> Door:
+        """Who was refused."""
+        return self._entrance.door
 
     @property
     def alive(self) -> bool:
@@ -189,13 +167,13 @@ class Collector:
         """Serve until told to stop; then read what has arrived, and end."""
         while not self._stopping:
             self.step(None)
-        self._bound.close()
+        self._entrance.close()
         for connection in list(self._connections.values()):
             self._drain(connection)
 
     def step(self, seconds: float | None) -> None:
         """Wait until something happens (at most `seconds`), and deal with it."""
-        gathered = _Gathered([], [])
+        gathered = Gathered([], [])
         ready = self._selector.select(self._at_most(seconds))
         self.beat = self._clock.monotonic()
         if self._resting and self._rest_until <= self.beat:
@@ -204,7 +182,7 @@ class Collector:
             if key.fd == self._wake_read:
                 self._woken()
             elif key.data is None:
-                self._accept()
+                self._entrance.accept(self.beat)
             elif not key.data.closed:
                 gathered = self._serve(key.data, events, gathered)
         if gathered.segments:
@@ -219,16 +197,16 @@ class Collector:
         """Return how long to wait at most, if not longer than `seconds`."""
         if self._careless:
             return 0.0
-        if self._listen_at is not None:
-            seconds = _BREATH_SECONDS if seconds is None else min(seconds, _BREATH_SECONDS)
-            if self._listen_at <= self.beat:
-                self._listen(True)
+        if (again_at := self._entrance.again_at) is not None:
+            seconds = BREATH_SECONDS if seconds is None else min(seconds, BREATH_SECONDS)
+            if again_at <= self.beat:
+                self._entrance.listen(True)
         if self._resting:
             left = max(0.0, self._rest_until - self._clock.monotonic())
             seconds = left if seconds is None else min(seconds, left)
         return seconds
 
-    def _serve(self, connection: Connection, events: int, gathered: _Gathered) -> _Gathered:
+    def _serve(self, connection: Connection, events: int, gathered: Gathered) -> Gathered:
         """Write to and read from a connection; return what is gathered so far."""
         if events & _WRITE and connection.flush():
             self._after_write(connection)
@@ -247,69 +225,23 @@ class Collector:
         if connection.closed:
             return
         connection.resting = False
-        gathered = self._read(connection, _Gathered([], []))
+        gathered = self._read(connection, Gathered([], []))
         if gathered.segments:
             self._submit(gathered)
         if not connection.closed:
             self._watch(connection)
 
-    def _read(self, connection: Connection, gathered: _Gathered) -> _Gathered:
+    def _read(self, connection: Connection, gathered: Gathered) -> Gathered:
         """Read once from a connection; return what is gathered so far."""
         self._readable(connection, gathered)
         if gathered.size >= _GATHER_BYTES and gathered.segments:
             self._submit(gathered)
-            return _Gathered([], [])
+            return Gathered([], [])
         return gathered
 
     # -- connections -----------------------------------------------------------------
 
-    def _listen(self, wanted: bool) -> None:
-        """Take new connections, or leave them in the kernel's queue."""
-        if wanted and not self._listening:
-            self._selector.register(self._bound.sock, _READ)
-        elif self._listening and not wanted:
-            self._selector.unregister(self._bound.sock)
-        self._listening = wanted
-        self._listen_at = None
-
-    def _accept(self) -> None:
-        """Take the connections that wait."""
-        for _ in range(64):
-            if len(self._connections) >= self._max_connections:
-                self._log.warning(
-                    "too many connections: new ones wait", max_connections=self._max_connections
-                )
-                self._listen(False)
-                return
-            try:
-                sock, _ = self._bound.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # No descriptors left: not at once again, since the connection would be there still.
-                if self._no_files.wrong():
-                    self._log.error(
-                        "cannot take connections: new ones wait", reason=error.strerror, hint=hint_of(error)
-                    )
-                self._listen(False)
-                self._listen_at = self.beat + _BREATH_SECONDS
-                return
-            if self._no_files.well(self.beat):
-                self._log.info("connections can be taken again")
-            if not self._may_enter(sock):
-                sock.close()
-                continue
-            sock.setblocking(False)
-            connection = Connection(sock, self._max_line_bytes, self._share)
-            self._connections[connection.fd] = connection
-            self._share.divide(len(self._connections))
-            self._selector.register(sock, _READ, connection)
-
-    def _may_enter(self, sock: socket.socket) -> bool:
-        """Tell whether a producer is on the list."""
-        return self._allowed.everyone or self.door.admits(peer_of(sock))
-
-    def _readable(self, connection: Connection, gathered: _Gathered) -> None:
+    def _readable(self, connection: Connection, gathered: Gathered) -> None:
         """Read once from a connection."""
         if self._writer.full and not self._writer.drops:
             self._pause(connection)
@@ -347,8 +279,8 @@ class Collector:
         held = framer.held
         if size:
             segments = framer.feed(self._buffer, size)
-            if not segments and connection.appetite < _READ_BYTES:
-                connection.appetite *= 2  # the beginning of a long line costs nothing
+            if not segments:
+                connection.grow()  # the beginning of a long line costs nothing
         else:
             connection.no_more = True
             segments, size = framer.finish(), held
@@ -380,7 +312,7 @@ class Collector:
         told = {"error": {"type": "too_slow", "loc": [], "msg": "too many lines without an end at once"}}
         connection.tell(json.dumps(told, separators=(",", ":")).encode() + b"\n")
         connection.no_more = True
-        self._attention.append(connection)
+        self._taking.attention.append(connection)
         self.wake()
 
     def _is_streaming(self, connection: Connection) -> bool:
@@ -403,7 +335,7 @@ class Collector:
             connection.resting = True
             self._watch(connection)
 
-    def _read_rested(self, gathered: _Gathered) -> _Gathered:
+    def _read_rested(self, gathered: Gathered) -> Gathered:
         """Read from the connections that have rested; return what is gathered so far.
 
         Most of them go on resting, so nobody needs to be told to watch them in between.
@@ -426,7 +358,7 @@ class Collector:
             if received is None:
                 return
             segments, size = received
-            gathered = _Gathered(segments, [connection] * len(segments), size, patient=False)
+            gathered = Gathered(segments, [connection] * len(segments), size, patient=False)
             taken += size
             if segments:
                 self._submit(gathered)
@@ -457,10 +389,9 @@ class Collector:
             if connection.fd in self._selector.get_map() and connection.flush():
                 self._selector.unregister(connection.sock)
             if connection.try_close():
-                self._connections.pop(connection.fd, None)
-                self._share.divide(len(self._connections))
+                self._entrance.left(connection)
                 if not self._stopping:
-                    self._listen(True)
+                    self._entrance.listen(True)
 
     # -- a full queue ----------------------------------------------------------------
 
@@ -496,113 +427,21 @@ class Collector:
                     break
             except BlockingIOError:
                 break
-        if self._listen_again and not self._stopping:
-            self._listen_again = False
-            self._listen(True)
-        while self._attention:
-            connection = self._attention.popleft()
+        if not self._stopping:
+            self._entrance.look()
+        while self._taking.attention:
+            connection = self._taking.attention.popleft()
             if not connection.closed:
                 self._watch(connection)
                 self._finish(connection)
         self._look_at_room()
 
-    # -- lines -----------------------------------------------------------------------
-
-    def _submit(self, gathered: _Gathered) -> None:
-        """Check gathered lines and hand them to the writer."""
-        with self._writer.order:
-            self._submit_in_order(gathered)
-        self.beat = self._clock.monotonic()
-
-    def _submit_in_order(self, gathered: _Gathered) -> None:
-        """Do the work of `_submit`, alone among all sources."""
-        drops = self._writer.drops
-        full = self._writer.full if drops else None
-        seen = None if full else self._seen  # what is dropped may come again
-        checked = self._checker.check(gathered.segments, self._server_now(), seen)
-        refused, dropped = checked.refused, 0
-        if full:
-            dropped = checked.accepted
-            checked = _refuse_all(checked, full)
-        if refused:
-            reasons = (why for fate in checked.fates for _, why in fate.refused)
-            self._meters.refuse("socket", reasons, self._clock.wall())
-        for owner, fate in zip(gathered.owners, checked.fates, strict=True):
-            owner.careless = len(fate.refused) > max(_CARELESS_REFUSALS, fate.lines // 2)
-            if owner.careless:
-                owner.appetite = _CARELESS_BYTES
-            elif owner.appetite < _READ_BYTES:
-                owner.appetite *= 2
-        first = {owner: owner.lines for owner in gathered.owners}
-        settled = _answers(gathered.owners, checked, first)
-        for owner, acked, _ in settled:
-            owner.lines = acked
-            owner.begin()
-        append = Append(
-            checked.groups,
-            checked.held,
-            refused=refused,
-            dropped=dropped,
-            done=lambda durable: self._settled(settled, durable),
-            patient=gathered.patient,
-            repeated=checked.repeated,
-        )
-        if drops:
-            append.overflow = partial(self._overflow, settled, gathered.owners, checked, first)
-        self._writer.append(append)
-
-    def _overflow(
-        self,
-        settled: list[tuple[Connection, int, bytes]],
-        owners: list[Connection],
-        checked: Checked,
-        first: dict[Connection, int],
-        reason: str,
-    ) -> None:
-        """Refuse what was taken and finds no room after all; runs in the writer's thread."""
-        settled[:] = _answers(owners, _refuse_all(checked, reason), first)
-        lines = [line for group, _ in checked.groups for line in group.split(b"\n")]
-        self._seen.forget(identity_of(line) for line in (*lines, *(line for _, line in checked.held)))
-
-    def _settled(self, settled: list[tuple[Connection, int, bytes]], durable: bool) -> None:
-        """Answer the producers of one group of lines; runs in the writer's thread."""
-        look = False
-        for connection, acked, answers in settled:
-            if not durable:
-                connection.abandon()
-            elif connection.end(acked, answers):
-                self._attention.append(connection)
-                look = True
-        if look and not self._stopping:
+    def _answered(self) -> None:
+        """Look at connections that were answered; runs in the writer's thread."""
+        if not self._stopping:
             self.wake()
 
-
-def _answers(
-    owners: list[Connection], checked: Checked, first: dict[Connection, int]
-) -> list[tuple[Connection, int, bytes]]:
-    """Return what to answer to whom: its last line, and the refusals.
-
-    Args:
-        owners: of each segment.
-        checked: the outcome, a fate for each segment.
-        first: how many lines each owner had sent before.
-    """
-    answers: dict[Connection, tuple[int, bytearray]] = {}
-    for owner, fate in zip(owners, checked.fates, strict=True):
-        lines, known = answers.get(owner) or (first[owner], bytearray())
-        for number, why in fate.refused:
-            if len(known) > MAX_WAITING_ANSWERS:
-                break  # the connection would drop them
-            known += why.answer(lines + number)
-        answers[owner] = (lines + fate.lines, known)
-    return [(owner, lines, bytes(known)) for owner, (lines, known) in answers.items()]
-
-
-def _refuse_all(checked: Checked, reason: str) -> Checked:
-    """Return the outcome with every fine line refused: there is no room, and the operator chose to drop."""
-    full = refusal.queue_full(f"{reason}; dropped, as when_full says")
-    fates = []
-    for fate in checked.fates:
-        refused = dict(fate.refused)
-        fates.append(Fate(fate.lines, [(n, refused.get(n, full)) for n in range(1, fate.lines + 1)]))
-    return Checked([], [], fates)
+    def _submit(self, gathered: Gathered) -> None:
+        """Check gathered lines and hand them to the writer."""
+        self._taking.submit(gathered)
+        self.beat = self._clock.monotonic()

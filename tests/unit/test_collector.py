@@ -126,7 +126,7 @@ def test_producers_of_bad_lines_are_read_one_at_a_time_and_little_behind_the_oth
         sock.sendall(BAD * 2000)
     good = world.connect()
     world.writer.appends.clear()
-    world.collector._accept()
+    world.collector._entrance.accept(world.collector.beat)
     good.sendall(GOOD)
 
     world.step(3)
