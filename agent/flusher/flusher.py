@@ -42,6 +42,7 @@ _FAILURES_TO_TELL = 3  # in a row
 _WAIT_TO_TELL = 10.0
 _TOKEN_CHECK_SECONDS = 2.0
 _SETTLE_SECONDS = 1.0
+_TOO_LARGE = 413
 
 
 class Flusher:
@@ -410,11 +411,12 @@ class Flusher:
                 if self._most_events.too_much(cut.events, now):
                     self._tell_size("events", cut.events, self._most_events)
             return
+        unnamed = verdict.suspect or (verdict.action is Action.SPLIT and verdict.status != _TOO_LARGE)
         for ceiling, size in ceilings:
-            ceiling.failed(size, unnamed=verdict.suspect or verdict.action is Action.SPLIT)
+            ceiling.failed(size, unnamed=unnamed)
         if isinstance(result.outcome, NoAnswer) and result.outcome.kind == "timeout":
             self._most_events.timed_out(batch.events)
-        elif verdict.status == 413:
+        elif verdict.status == _TOO_LARGE:
             batch.spoil()  # it says nothing of the number of events
             if self._most_bytes.too_much(of_events, now, sure=True):
                 self._tell_size("bytes", of_events, self._most_bytes)
@@ -505,7 +507,10 @@ class Flusher:
         """The server works and does not want the batch; halve it until the bad event is alone."""
         match self._evidence.after_refusal(batch, verdict.status):
             case Fate.HALVE:
-                self._again.extendleft(reversed(batch.halves()))
+                halves = batch.halves()
+                if verdict.status == _TOO_LARGE:
+                    halves[0].spoil()  # nor do its halves when they pass
+                self._again.extendleft(reversed(halves))
             case Fate.BURY:
                 self._bury(batch, [Fault(alone(verdict), [])], verdict.status)
             case Fate.ASIDE:

@@ -496,6 +496,20 @@ def test_agents_of_one_organization_share_its_limit(
     assert max(oldest) < 180
 
 
+def test_duplicates_of_what_a_run_before_sent_are_our_own_retries(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    try:
+        world.make(60)
+        world.way = Way(BROKEN, stored=True)
+        world.at(2.3, restart(), calm)
+        world.run()
+        world.check()
+        books = world.all[0].queue.books()
+        assert (books.duplicates, books.resent) == (60, 60)
+    finally:
+        world.close()
+
+
 # -- at random ---------------------------------------------------------------------------
 
 

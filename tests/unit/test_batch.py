@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.queues import chunk_of
 
 from agent.batch import OVERHEAD, Backlog, Batch, Lease
 from agent.chunk import Chunk
@@ -325,3 +326,34 @@ def test_a_backlog_is_full_by_its_bytes_as_well_as_by_its_events():
     assert backlog.full(2, 1000)
     assert not backlog.full(3, 1000)
     assert backlog.full(3, OVERHEAD + len(b'{},{"a":1},'))
+
+
+# -- what was too large ------------------------------------------------------------------
+
+
+def quarters(whole: Batch) -> list[Batch]:
+    return [quarter for half in whole.halves() for quarter in half.halves()]
+
+
+def test_what_was_halved_was_too_large_when_all_of_its_pieces_passed() -> None:
+    first, second, third, fourth = quarters(Batch("b", [Lease(1, chunk_of(*range(8))).part()]))
+
+    assert [[cut.events for cut in one.passed()] for one in (first, third, fourth, second)] == [
+        *([], [], [4], [4, 8])
+    ]
+
+
+def test_what_had_a_bad_event_in_it_was_not_too_large() -> None:
+    first, second, third, fourth = quarters(Batch("b", [Lease(1, chunk_of(*range(8))).part()]))
+    first.spoil()
+
+    assert [[cut.events for cut in one.passed()] for one in (first, second, third, fourth)] == [
+        *([], [], [], [4])
+    ]
+
+
+def test_a_part_of_a_piece_counts_as_a_part_of_it() -> None:
+    half, other = Batch("b", [Lease(1, chunk_of(*range(4))).part()]).halves()
+    one, two = half.choose([0]), half.choose([1])
+
+    assert [[cut.events for cut in each.passed()] for each in (one, two, other)] == [[], [], [4]]

@@ -431,6 +431,30 @@ def test_isolating_may_take_two_rounds(desk: Desk) -> None:
     assert desk.dead == ["0", "2"]
 
 
+def test_what_is_left_of_a_batch_keeps_its_place(make: Callable[..., Desk]) -> None:
+    desk = make(max_in_flight=2)
+    fill(desk, 8)
+    first, second = desk.sent()
+    desk.answer(second, Answer(503))
+    desk.answer(first, named(1))
+    desk.step()
+    desk.clock.advance(60)
+
+    assert [request.names for request in desk.sent()] == [["0", "2", "3"], second.names]
+
+
+def test_a_server_that_names_events_works(desk: Desk) -> None:
+    fill(desk, 8)
+    answer_once(desk, BROKEN)
+    desk.clock.advance(60)
+    assert desk.pace.probing
+
+    answer_once(desk, named(0))
+
+    assert not desk.pace.probing
+    assert desk.taken()
+
+
 def test_a_batch_of_named_events_alone_leaves_nothing_to_send(desk: Desk) -> None:
     fill(desk, 4)
 
@@ -514,6 +538,18 @@ def test_events_that_were_too_early_go_once_they_are_due(desk: Desk) -> None:
     desk.clock.advance(14)
     assert desk.sent() == []
     desk.clock.advance(2)
+    assert desk.request().names == ["b"]
+
+
+def test_events_that_were_too_early_are_due_by_the_servers_clock(desk: Desk) -> None:
+    now = desk.clock.monotonic()
+    desk.server_clock.learn(NOON - 100, now, now)
+    desk.add(type(chunk_of("a"))(early("b", -80), 1, int((NOON - 60) * 1000)))
+    desk.answer(desk.request(), too_early(0))
+
+    desk.clock.advance(18)
+    assert desk.sent() == []
+    desk.clock.advance(3)
     assert desk.request().names == ["b"]
 
 
@@ -662,6 +698,21 @@ def test_a_lone_event_is_buried_once_others_pass(desk: Desk, status: int) -> Non
 
     assert desk.dead == ["alone"]
     assert server.stored == ["a", "b", "c", "d"]
+
+
+def test_an_outage_is_no_evidence_against_an_event_that_failed_before(desk: Desk) -> None:
+    """An empty batch that is answered with a failure, too, does not show that the server works."""
+    desk.put("alone")
+    server = Polar(poison={"alone"})
+    desk.run(server, seconds=5)
+    desk.put("a", "b", "c", "d")
+    desk.run(server, until=lambda: len(server.stored) == 4)
+    server.outage = SERVER_DOWN
+
+    desk.run(server, seconds=7200)
+
+    assert desk.dead == []
+    assert desk.pending == ["alone"]
 
 
 @pytest.mark.parametrize("status", [500, 400, 422])
@@ -872,6 +923,16 @@ def test_what_is_too_large_by_bytes_is_learned_from_a_413(make: Callable[..., De
     assert len(refused) <= 6
     assert len(made) <= 40
     assert desk.dead == []
+
+
+def test_what_is_too_large_by_bytes_limits_no_small_events(make: Callable[..., Desk]) -> None:
+    desk = make(max_batch_events=500, max_batch_bytes=5 << 20)
+    for number in range(200):
+        desk.put(number, filler=100_000)
+    desk.run(lambda request: ok(len(request.names)) if len(request.body) <= 1 << 20 else Answer(413))
+    fill(desk, 500, start=200, chunk=500)
+
+    assert sizes(desk.run(Polar())) == [500]
 
 
 # -- when the server is in trouble -------------------------------------------------------
@@ -1130,6 +1191,20 @@ def test_one_request_goes_ahead_after_a_failure_and_the_others_follow_its_succes
 def test_a_server_that_asks_for_time_gets_it(desk: Desk, status: int) -> None:
     fill(desk, 4)
     answer_once(desk, Answer(status, retry_after="120"))
+
+    desk.clock.advance(119)
+    assert desk.sent() == []
+    desk.clock.advance(2)
+
+    assert len(desk.sent()) == 1
+
+
+def test_a_server_that_worked_and_asks_for_time_gets_it(desk: Desk) -> None:
+    fill(desk, 12)
+    answer_once(desk, ok(4))
+    (request,) = desk.taken()
+    desk.answer(request, Answer(500, retry_after="120"))
+    desk.step()
 
     desk.clock.advance(119)
     assert desk.sent() == []
@@ -1484,6 +1559,31 @@ def test_a_clock_that_differs_is_logged_once(desk: Desk, capsys: pytest.CaptureF
     (told,) = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
     assert told["message"] == "this machine's clock is 86400 s ahead of Polar's: our own stamps go by Polar's"
     assert "chrony" in told["hint"]
+
+
+class Told:
+    """In place of the log: what was told, of any level."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda message, **_: self.lines.append((level, message))
+
+
+def test_the_end_of_a_trouble_is_logged_if_its_beginning_was(desk: Desk) -> None:
+    told = desk.flusher._log = Told()
+    fill(desk, 4)
+    desk.run(Polar(outage=BROKEN), seconds=3600)
+    desk.run(Polar())
+    fill(desk, 4, start=4)
+    turns = itertools.cycle([BROKEN, ok(4)])
+    desk.run(lambda _: next(turns))
+
+    assert told.lines == [
+        ("warning", "nothing is delivered: events stay in the queue"),
+        ("info", "delivery works again"),
+    ]
 
 
 def test_a_failure_that_the_next_try_mends_is_not_logged(
