@@ -393,7 +393,6 @@ class DiskQueue:
         self._names.forget()
         self._sizes.clear()
         self._backfill.close()
-        self._backfill.distrust()
         self._cache = None
         self._store()
         # SQLite sees that its file has moved, and leaves the new one's log alone.

@@ -7,6 +7,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import threading
 from contextlib import closing
 from itertools import pairwise
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from support.queues import chunk_of, delivered, letter, pending
 from agent import chunk
 from agent.errors import QueueError, QueueFullError, QueueLockedError
 from agent.lock import QueueLock
-from agent.queue import Change, backfill, ballast, disk, wal
+from agent.queue import Change, backfill, ballast, check, disk, look, replace_books, wal
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
@@ -310,9 +311,64 @@ def test_damage_that_a_commit_comes_upon_is_mended_and_the_commit_done(
         monkeypatch.setattr(queue._cache, "set", raising(malformed()))
 
         queue.commit(Change(appends=[chunk_of("b")]))
+        queue.commit(Change(appends=[chunk_of("c")]))
 
-        assert pending(queue) == ["a", "b"]
+        assert pending(queue) == ["a", "b", "c"]
+        assert len(reports(directory)) == 1, "the new files were taken for strange ones"
+
+
+def test_damage_that_opening_comes_upon_is_mended(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+    open_store, broken = disk.open_store, [malformed()]
+    monkeypatch.setattr(
+        disk, "open_store", lambda place: raising(broken.pop())() if broken else open_store(place)
+    )
+
+    with closing(DiskQueue(directory)) as queue:
+        assert pending(queue) == ["a"]
         assert len(reports(directory)) == 1
+
+
+def test_after_a_mend_it_is_the_log_of_the_new_database_that_is_moved(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._replace("damaged")
+        queue.commit(Change(appends=[chunk_of("b")]))
+        queue._backfill.distrust()
+
+        queue.recover()
+
+        assert (directory / LOG).stat().st_size == 0
+
+
+def test_a_chunk_to_which_no_way_leads_has_the_queue_mended_when_it_is_missed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        assert queue.audit() is False
+        monkeypatch.setattr(queue, "_row", lambda _: None)  # as where an index is damaged
+
+        assert queue.audit() is True
+
+        assert len(reports(directory)) == 1
+        assert pending(queue) == ["a"]
+
+
+@pytest.mark.parametrize(("code", "damaged"), [(sqlite3.SQLITE_IOERR, False), (sqlite3.SQLITE_CORRUPT, True)])
+def test_a_disk_that_refuses_to_read_is_no_damage(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, code: int, *, damaged: bool
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        with monkeypatch.context() as refusing:
+            refusing.setattr(check, "miscounted", raising(refused(code)))
+
+            assert queue.audit() is damaged
+
+        assert len(reports(directory)) == damaged
+        assert pending(queue) == ["a"]
 
 
 def test_damage_that_is_found_when_the_log_is_moved_is_told_as_damage(
@@ -445,6 +501,17 @@ class Newer(msgspec.Struct):
     server: str = ""
 
 
+def test_a_newer_format_that_could_not_be_seen_at_first_is_refused_all_the_same(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue._cache.set(META, seal(META, Newer(FORMAT + 1)))
+    monkeypatch.setattr(look, "format_of", lambda _: 0)  # as where the disk refuses for a moment
+
+    with pytest.raises(QueueError, match="newer version"):
+        DiskQueue(directory)
+
+
 def test_a_damaged_queue_of_a_newer_format_is_left_alone(directory: Path) -> None:
     with closing(DiskQueue(directory)) as queue:
         queue.commit(Change(appends=[chunk_of("a", filler=9000)]))
@@ -524,3 +591,66 @@ def test_a_chunk_that_is_gone_when_it_is_settled_has_the_queue_mended(directory:
 
         assert len(reports(directory)) == 1
         assert (queue.books().pending, queue.books().delivered) == (1, 1)
+
+
+# -- files that were taken away ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["of other books", "broken"])
+def test_a_connection_that_does_not_hold_what_was_committed_last_is_not_believed(
+    directory: Path, state: str
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        (directory / DATABASE).rename(directory / "elsewhere")
+        held = queue._held()
+        assert held is not None
+        assert held.books == queue.books()
+        if state == "broken":
+            queue._backfill.connection.close()
+        else:
+            queue._books = replace_books(queue._books, refused=7)
+
+        assert queue._held() is None
+
+        (directory / "elsewhere").rename(directory / DATABASE)
+
+
+# -- closing -----------------------------------------------------------------------------
+
+
+def test_a_queue_that_is_closed_again_takes_nothing_for_taken_away(directory: Path) -> None:
+    """Each thread closes it for itself, and with the last connection the log goes."""
+    queue = DiskQueue(directory)
+    queue.commit(Change(appends=[chunk_of("a")]))
+
+    queue.close()
+    queue.close()
+
+    assert not (directory / LOG).exists()
+    assert not reports(directory)
+
+
+def test_room_that_was_given_back_is_kept_again_for_the_next_start(directory: Path) -> None:
+    queue = DiskQueue(directory)
+    queue.recover()
+    kept = (directory / "ballast").stat().st_size
+    assert queue._give_back()
+
+    queue.close()
+
+    assert (directory / "ballast").stat().st_size == kept > 0
+
+
+def test_a_queue_is_not_closed_under_a_commit(directory: Path) -> None:
+    queue = DiskQueue(directory)
+    queue.commit(Change(appends=[chunk_of("a")]))
+    closer = threading.Thread(target=queue.close)
+    with queue._write:
+        closer.start()
+        closer.join(0.3)
+        assert closer.is_alive()
+        assert queue._backfill.connection is not None
+
+    closer.join()
+    queue.close()

@@ -673,9 +673,11 @@ def test_a_refused_directory_is_left_as_it_was(directory: Path) -> None:
     queue.commit(Change(appends=[chunk_of("a")]))
     queue.close()
 
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as told:
         DiskQueue(directory, server="https://two")
 
+    assert told.tb, "what it opened is closed while the error, and all that it came through, is there still"
+    assert not (directory / "cache.db-wal").exists()
     queue = DiskQueue(directory, server="https://one")
     assert pending(queue) == ["a"]
     queue.close()
