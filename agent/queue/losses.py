@@ -133,7 +133,7 @@ class Losses:
         if damaged:
             self._refuse_unless_mending(f"chunk {min(damaged)} is not what was written")
             others = sum(count for key, count in check.claims(self._directory).items() if key not in damaged)
-            lost = min(max(0, books.pending - others), books.pending)
+            lost = max(0, books.pending - others)
         for settlement in change.settlements:
             if settlement.damaged and settlement.key not in damaged:
                 continue  # it is as it was written after all, or gone

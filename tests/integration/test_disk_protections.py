@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from support.clock import FakeClock
 from support.damage import DATABASE, INDEX, LOG, reports, write
 from support.queues import chunk_of, delivered, letter, pending
 
 from agent import chunk
 from agent.errors import QueueError, QueueFullError, QueueLockedError
 from agent.lock import QueueLock
-from agent.queue import Change, backfill, ballast, check, disk, look, replace_books, wal
+from agent.queue import Change, Settlement, backfill, ballast, check, disk, look, losses, replace_books, wal
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
@@ -354,6 +355,87 @@ def test_a_chunk_to_which_no_way_leads_has_the_queue_mended_when_it_is_missed(
 
         assert len(reports(directory)) == 1
         assert pending(queue) == ["a"]
+
+
+def test_damage_that_is_met_while_a_chunk_is_missed_has_the_queue_mended(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        monkeypatch.setattr(queue, "_row", raising(DamageError("it holds a value that is not ours")))
+
+        assert queue.audit() is True
+
+
+def test_where_nothing_is_to_be_mended_a_damaged_chunk_is_told_and_stays(directory: Path) -> None:
+    told: list[str] = []
+    with closing(DiskQueue(directory, rescue=False, on_damage=told.append)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        damaged = queue._cache.get(1)[:-1] + b"?"
+        queue._cache.set(1, damaged)
+
+        with pytest.raises(QueueError, match="it is damaged"):
+            queue.commit(Change(settlements=[Settlement(1, None, damaged=True)]))
+
+        assert set(told) == {"chunk 1 is not what was written"}
+        assert queue._cache.get(1) == damaged
+        assert (queue.books().pending, queue.books().lost) == (1, 0)
+
+
+def test_a_chunk_that_is_as_it_was_written_after_all_stays(directory: Path) -> None:
+    """A disk may give something else at one moment, and the right thing at the next one."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+
+        queue.commit(Change(settlements=[Settlement(1, None, damaged=True)]))
+
+        assert pending(queue) == ["a"]
+        assert (queue.books().pending, queue.books().lost) == (1, 0)
+
+
+def test_what_several_damaged_chunks_held_is_counted_once(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        keys = queue.commit(Change(appends=[chunk_of("a"), chunk_of("b"), chunk_of("c")]))
+        for key in keys[:2]:
+            queue._cache.set(key, queue._cache.get(key)[:-1] + b"?")
+
+        queue.commit(Change(settlements=[Settlement(key, None, damaged=True) for key in keys[:2]]))
+
+        assert (queue.books().pending, queue.books().lost) == (1, 2)
+
+
+def test_no_more_is_lost_than_was_there(directory: Path) -> None:
+    """Other chunks may say that they hold more than all that the books have."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a"), chunk_of("b")]))
+        queue._cache.set(1, queue._cache.get(1)[:-1] + b"?")
+        queue._cache.set(2, chunk_of(*"bcdef").encode(2))
+
+        queue.commit(Change(settlements=[Settlement(1, None, damaged=True)]))
+
+        assert (queue.books().pending, queue.books().lost) == (2, 0)
+
+
+def test_a_mend_that_failed_is_not_tried_again_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads and writes all of the queue, and whoever reads would have it done again."""
+    clock, tries = FakeClock(), []
+
+    def fail(*_: object, **__: object) -> None:
+        tries.append(clock.monotonic())
+        raise QueueError("rescue the damaged queue", str(directory), "the disk is full")
+
+    with closing(DiskQueue(directory, clock=clock)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        monkeypatch.setattr(losses, "mend", fail)
+        monkeypatch.setattr(queue, "_try", raising(DamageError("malformed")))
+        for seconds in (0, 29, 1):
+            clock.advance(seconds)
+            with pytest.raises(QueueError):
+                queue.get(1)
+
+    assert len(tries) == 2
 
 
 @pytest.mark.parametrize(("code", "damaged"), [(sqlite3.SQLITE_IOERR, False), (sqlite3.SQLITE_CORRUPT, True)])
