@@ -259,6 +259,29 @@ def test_what_a_producer_writes_after_it_was_given_up_is_not_read(
     assert not world.collector.connections
 
 
+def test_nor_when_it_was_resting_and_answers_are_due(world: World) -> None:
+    sock = world.connect()
+    world.settle()
+    (connection,) = world.collector._connections.values()
+    connection.begin()
+    world.collector._rest(connection)
+    world.collector._give_up(connection)
+
+    sock.sendall(GOOD)
+    world.settle()
+
+    assert not world.writer.appends
+    connection.abandon()
+
+
+def test_all_producers_share_the_room_for_answers(world: World) -> None:
+    for _ in range(300):
+        world.connect()
+        world.step()
+
+    assert world.collector._share.answers < MAX_WAITING_ANSWERS
+
+
 def test_the_more_producers_the_fewer_answers_wait_for_each() -> None:
     share = Share()
     share.divide(4096)
