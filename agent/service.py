@@ -332,7 +332,8 @@ class Service:
         self._collector.stop()
         # A damaged queue that is not to be mended is left as it is.
         seconds = self._settings.shutdown_timeout if self._damage is None else 0.0
-        pipeline.drain(seconds, give_up=lambda: self._signals.stops > 1)
+        flusher = pipeline.flusher
+        pipeline.drain(seconds, give_up=lambda: self._signals.stops > 1 or not flusher.alive)
         pipeline.stop()
         self._collector.close()
         pending = pipeline.queue.books().pending

@@ -103,6 +103,21 @@ def test_what_was_acknowledged_before_a_thread_got_stuck_is_delivered_after_the_
     wait_until(lambda: len(list(product.stored())) == 2)
 
 
+def test_a_daemon_whose_flusher_died_does_not_wait_for_it(product: Product) -> None:
+    product.set(shutdown_timeout="600")
+    file = start_spoiled(product, "flusher", dies=True)
+    line = Line(product.socket)
+    line.send(GOOD)
+    line.acked(1)
+
+    file.touch()
+
+    assert product.daemon is not None
+    assert product.daemon.wait(PATIENCE) == 1
+    line.close()
+    assert product.status()["queue"]["events"] == 1
+
+
 def test_health_and_readiness_name_the_thread_that_is_stuck_before_the_end(product: Product) -> None:
     file = start_spoiled(product, "writer", looks=1_000_000)
     api = Caller(product.directory / "api.sock")
