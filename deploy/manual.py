@@ -11,12 +11,16 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import shtab
 from argparse_manpage.manpage import Manpage
 
 from agent import __version__
 from agent.cli import COMMANDS, build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "polar-agent"
 COMPLETIONS = {
@@ -33,6 +37,10 @@ def main(target: Path) -> None:
     for command in COMMANDS:
         sub = command_of(parser_of(NAME, (command,)), command)
         (pages / f"{NAME}-{command}.1").write_text(page(sub))
+    for name in (NAME, "agent"):
+        path = target / f"fish/vendor_completions.d/{name}.fish"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in fish(name, parser_of(name, COMMANDS))))
     for shell, place in COMPLETIONS.items():
         for name in (NAME, "agent"):
             path = target / place.format(name=name)
@@ -66,6 +74,49 @@ def page(parser: argparse.ArgumentParser, epilog: str | None = None) -> str:
     return re.sub(
         r"^\.TH .*$", f'.TH "{title}" "1" "" "{NAME} {__version__}" "Polar agent"', text, flags=re.MULTILINE
     )
+
+
+def fish(name: str, parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the lines of a completion for fish, which shtab does not know.
+
+    Args:
+        name: of the program.
+        parser: of it, or of a command of it.
+        words: the command, and what of it; none for the program itself.
+    """
+    if not words:
+        yield f"complete -c {name} -f"
+    seen = [f"__fish_seen_subcommand_from {word}" for word in words]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            here = "; and ".join([*seen, f"not __fish_seen_subcommand_from {' '.join(action.choices)}"])
+            for choice in action._choices_actions:
+                told = f"-a {choice.dest} -d {_quoted(choice.help or '')}"
+                yield f"complete -c {name} -n {_quoted(here)} {told}"
+            for word, sub in action.choices.items():
+                yield from fish(name, sub, (*words, word))
+        elif action.option_strings or hasattr(action, "complete"):
+            here = "; and ".join(seen) or "__fish_use_subcommand"
+            told = parser._get_formatter()._expand_help(action) if action.help else ""
+            yield f"complete -c {name} -n {_quoted(here)}{_argument(action)} -d {_quoted(told)}"
+
+
+def _argument(action: argparse.Action) -> str:
+    """Return an argument's names, and what may follow, in fish's options."""
+    names = "".join(
+        f" -l {option[2:]}" if option.startswith("--") else f" -s {option[1:]}"
+        for option in action.option_strings
+    )
+    if action.choices:
+        return f"{names} -x -a {_quoted(' '.join(map(str, action.choices)))}"
+    if hasattr(action, "complete"):
+        return f"{names} -r -F" if names else " -F"
+    return f"{names} -x" if action.nargs != 0 else names
+
+
+def _quoted(text: str) -> str:
+    """Return text as one word of fish."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _rename(parser: argparse.ArgumentParser, old: str, new: str) -> None:

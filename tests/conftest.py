@@ -27,7 +27,7 @@ PROGRAMS = (
         "promtool",
         "chromium",
     ),
-    *("curl", "socat", "node", "java", "perl", "rustc", "ruby", "php"),
+    *("curl", "socat", "fish", "node", "java", "perl", "rustc", "ruby", "php"),
 )
 """What some tests need beside Python; `.ci/run` installs all of it.
 

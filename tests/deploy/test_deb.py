@@ -69,6 +69,7 @@ def test_it_has_units_pages_completions_and_a_settings_file_that_upgrades_keep(p
         "usr/share/man/man1/polar-agent.1.gz",
         "usr/share/bash-completion/completions/polar-agent",
         "usr/share/zsh/site-functions/_polar-agent",
+        "usr/share/fish/vendor_completions.d/polar-agent.fish",
         "usr/share/doc/polar-agent/copyright",
         "etc/polar-agent/agent.toml",
     ):
@@ -160,3 +161,23 @@ def test_the_completion_of_bash_knows_the_commands(installed):
     done = subprocess.run([shutil.which("bash"), "-c", script], capture_output=True, text=True, check=False)
 
     assert done.stdout.split() == ["status"], done.stderr
+
+
+@pytest.mark.needs("fish")
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("st", ["status"]),
+        ("dead re", ["retry"]),
+        ("dead list --na", ["--name"]),
+        ("demo --", ["--events", "--help", "--json"]),
+    ],
+)
+def test_the_completion_of_fish_knows_commands_and_options(installed, typed, words):
+    file = f"{installed}/usr/share/fish/vendor_completions.d/polar-agent.fish"
+    script = f"source {file}; complete -C 'polar-agent {typed}'"
+    done = subprocess.run(
+        [shutil.which("fish"), "--no-config", "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stderr, sorted(line.split("\t")[0] for line in done.stdout.splitlines())) == ("", words)

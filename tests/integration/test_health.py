@@ -27,7 +27,7 @@ import importlib, sys, threading
 from pathlib import Path
 import agent.service, agent.watch
 agent.service._LOOK_SECONDS = 0.05
-agent.service._LOST_SECONDS = 1.0
+agent.service._LOST_SECONDS = {lost}
 agent.watch.Watch.__init__.__defaults__ = ({looks},)
 module, _, path = {step!r}.partition(":")
 owner = importlib.import_module(module)
@@ -47,10 +47,12 @@ sys.exit(main(["run"]))
 """
 
 
-def start_spoiled(product: Product, thread: str, *, dies: bool = False, looks: int = 24) -> Path:
+def start_spoiled(
+    product: Product, thread: str, *, dies: bool = False, looks: int = 24, lost: float = 1.0
+) -> Path:
     """Start a daemon; return the file that, once it is there, stops one of its threads."""
     file = product.directory / "stop"
-    script = _SPOILED.format(step=STEPS[thread], file=str(file), dies=dies, looks=looks)
+    script = _SPOILED.format(step=STEPS[thread], file=str(file), dies=dies, looks=looks, lost=lost)
     with product.log.open("a") as log:
         product.daemon = subprocess.Popen(
             [sys.executable, "-c", script], env=product.environ, text=True, stderr=log
@@ -105,7 +107,7 @@ def test_what_was_acknowledged_before_a_thread_got_stuck_is_delivered_after_the_
 
 def test_a_daemon_whose_flusher_died_does_not_wait_for_it(product: Product) -> None:
     product.set(shutdown_timeout="600")
-    file = start_spoiled(product, "flusher", dies=True)
+    file = start_spoiled(product, "flusher", dies=True, lost=600.0)
     line = Line(product.socket)
     line.send(GOOD)
     line.acked(1)

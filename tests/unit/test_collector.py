@@ -279,7 +279,8 @@ def test_all_producers_share_the_room_for_answers(world: World) -> None:
         world.connect()
         world.step()
 
-    assert world.collector._share.answers < MAX_WAITING_ANSWERS
+    (share,) = {connection._share for connection in world.collector._connections.values()}
+    assert share.answers < MAX_WAITING_ANSWERS
 
 
 def test_the_more_producers_the_fewer_answers_wait_for_each() -> None:
