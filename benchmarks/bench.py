@@ -405,6 +405,20 @@ def tailed_file(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]
         yield "Tailing, compared", "agent ÷", compared
 
 
+def tailed_with_defaults(args: argparse.Namespace) -> list[dict]:
+    """Measure tailing a file whose lines lack what `defaults` fill in: members of the metadata."""
+    filled = {"POLAR_AGENT_TAIL__0__DEFAULTS__METADATA__TEAM": "core"}
+    rows = []
+    with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-") as directory:
+        big = Path(directory) / "big.log"
+        events = tailing.make_file(big, min(args.tail_mib, 200) << 20)
+        for name, environment in {"none": {}, "a member of the metadata": filled}.items():
+            with prepared(TailingAgent, args, flush=FAST_FLUSH, environment=environment) as agent:
+                rows.append({"defaults": name} | tailing.tailing(agent, big, events))
+                settled(agent)
+    return rows
+
+
 def small_writes(kinds: list[type[Target]], args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Measure single-event writes at a steady rate, in turn."""
     runs: dict[str, list[dict]] = {kind.name: [] for kind in kinds}
@@ -470,6 +484,7 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
     """Yield title, name of the left column and rows of each measurement."""
     if args.only_tailing:
         yield from tailed_file(args)
+        yield "Tailing with defaults", "defaults", tailed_with_defaults(args)
         return
     kinds: list[type[Target]] = [Agent, *(kind for kind in (FluentBit, SyslogNg) if kind.found())]
     rows, ratio = compare(kinds, args)
@@ -482,6 +497,7 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, list[dict]]]:
         many = argparse.Namespace(**{**vars(args), "events": 10_000_000, "repeat": 1})
         yield "10 million events", "daemon", compare([Agent, *kinds[1:2]], many)[0]
     yield from tailed_file(args)
+    yield "Tailing with defaults", "defaults", tailed_with_defaults(args)
     rows, ratio = small_writes(kinds, args)
     yield f"{args.rate:,.0f} events a second, one each write, 10 producers", "daemon", rows
     if ratio:

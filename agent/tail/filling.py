@@ -6,7 +6,8 @@ at once, before their closing braces. Others are filled one by one.
 
 from __future__ import annotations
 
-from operator import itemgetter
+from operator import attrgetter, itemgetter
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,12 +17,11 @@ from agent.quick import ERRORS, Value
 from agent.shape import may_be_a_field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from agent.stamp import Cut
 
 _CUSTOMER = ("customer_id", "external_customer_id")
-_FIELDS = ("name", *_CUSTOMER)
 _CLOSING = ord("}")
 _last_of = itemgetter(-1)
 _but_last_of = itemgetter(slice(None, -1))
@@ -47,9 +47,11 @@ class Filling:
         metadata = defaults.get("metadata", {})
         self._metadata = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in metadata.items()}
         self._names = {key: f"f{number}" for number, key in enumerate(self._metadata)}
-        self._decoder = (
-            msgspec.json.Decoder(_told_type(self._names)) if all(map(may_be_a_field, metadata)) else None
-        )
+        self._asked = tuple(key for key in self._fields if key not in _CUSTOMER)
+        if len(self._asked) < len(self._fields):
+            self._asked += _CUSTOMER
+        told = _told_type(self._asked, self._names) if all(map(may_be_a_field, metadata)) else None
+        self._decoder = None if told is None else msgspec.json.Decoder(told)
 
     def __bool__(self) -> bool:
         """Tell whether there are defaults."""
@@ -100,20 +102,20 @@ class Filling:
         if self._decoder is None:
             raise _MixedError
         events: list[Any] = self._decoder.decode_lines(block)
-        lacking = {key for key in _FIELDS if _all_lack([getattr(event, key) for event in events])}
+        lacking = {key for key in self._asked if _all_lack(map(attrgetter(key), events))}
         if not lacking.issuperset(_CUSTOMER):
             lacking.difference_update(_CUSTOMER)
         members = {key: value for key, value in self._fields.items() if key in lacking}
         inner: dict[str, msgspec.Raw] = {}
         if self._metadata:
-            metadata = [event.metadata for event in events]
+            metadata = list(map(attrgetter("metadata"), events))
             if _all_lack(metadata):
                 members["metadata"] = msgspec.Raw(msgspec.json.encode(self._metadata))
             else:
                 inner = {
                     key: self._metadata[key]
                     for key, name in self._names.items()
-                    if _all_lack([getattr(one, name) for one in metadata])
+                    if _all_lack(map(attrgetter(name), metadata))
                 }
         return _text(members), _text(inner)
 
@@ -127,16 +129,18 @@ class Filling:
         }
 
 
-def _all_lack(values: Sequence[Any]) -> bool:
+def _all_lack(values: Iterable[Any]) -> bool:
     """Tell whether all values are lacking, or none.
 
     Raises:
         _MixedError: some are, or one is null.
     """
-    lacking = values.count(UNSET)
-    if lacking not in (0, len(values)) or None in values:
+    kinds = set(map(type, values))
+    if kinds == {UnsetType}:
+        return True
+    if kinds & {UnsetType, NoneType}:
         raise _MixedError
-    return lacking > 0
+    return False
 
 
 def _with_ends(bodies: Iterable[bytes], end: bytes) -> bytes:
@@ -149,10 +153,11 @@ def _text(members: Mapping[str, msgspec.Raw]) -> bytes:
     return b"," + msgspec.json.encode(members)[1:-1] if members else b""
 
 
-def _told_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
+def _told_type(asked: Iterable[str], names: Mapping[str, str]) -> type[msgspec.Struct]:
     """Return the type that tells what an event has of what there are defaults for.
 
     Args:
+        asked: members of the event that are text.
         names: the fields for the keys of metadata.
     """
     metadata = msgspec.defstruct(
@@ -164,6 +169,6 @@ def _told_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
     text = str | UnsetType | None
     return msgspec.defstruct(
         "_Told",
-        [*((key, text, UNSET) for key in _FIELDS), ("metadata", metadata | UnsetType, UNSET)],
+        [*((key, text, UNSET) for key in asked), ("metadata", metadata | UnsetType, UNSET)],
         gc=False,
     )
