@@ -175,7 +175,7 @@ class Client:
             customer_id: … by Polar's.
             metadata: what a meter counts, and more.
             external_id: what makes it unique for ever; if not given, it gets one.
-            wait: wait for the ack for at most so many seconds: it is on disk then.
+            wait: wait for room and for the ack for at most so many seconds: it is on disk then.
             fields: others of Polar's, such as `timestamp`, an RFC 3339 text. Without it, the agent
                 takes the time of receipt, by Polar's clock.
 
@@ -198,8 +198,9 @@ class Client:
             _recorders[-1].append(json.loads(line))
             return identity
         entry = _Event(line, threading.Event() if wait is not None else None)
-        if self._put(entry) and entry.settled is not None:
-            if not entry.settled.wait(wait):
+        until = None if wait is None else time.monotonic() + wait
+        if self._put(entry, until) and entry.settled is not None and until is not None:
+            if not entry.settled.wait(max(0.0, until - time.monotonic())):
                 raise NotSafeError(f"the agent did not acknowledge the event {identity} within {wait} s")
             if entry.error is not None:
                 raise RefusedError(entry.error)
@@ -263,16 +264,21 @@ class Client:
         self._rest = b""  # of what was begun to be written
         self._answer = b""  # the beginning of one
 
-    def _put(self, event: _Event) -> bool:
-        """Put an event into the buffer; False when it was dropped."""
+    def _put(self, event: _Event, until: float | None) -> bool:
+        """Put an event into the buffer; False when it was dropped.
+
+        Somebody who waits for its ack until a moment, monotonic, waits for room as well.
+        """
         with self._changed:
             while len(self._events) >= self._most:
-                if self._when_full == "block":
-                    self._start()
-                    self._changed.wait()
-                    continue
                 if self._when_full == "raise":
                     raise BufferFullError(f"{self._most} events wait for the agent")
+                if until is not None and until <= time.monotonic():
+                    raise NotSafeError(f"the buffer is full ({self._most} events): the event was not taken")
+                if self._when_full == "block" or until is not None:
+                    self._start()
+                    self._changed.wait(None if until is None else until - time.monotonic())
+                    continue
                 self._dropped += 1
                 self._tell("dropped", "the buffer is full (%d events): events are dropped", self._most)
                 return False
