@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import threading
+import zlib
 from contextlib import closing
 from itertools import pairwise
 from types import SimpleNamespace
@@ -26,7 +27,8 @@ from agent.queue import Change, Settlement, backfill, ballast, check, disk, look
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
-from agent.queue.rows import BOOKS, FORMAT, META, seal
+from agent.queue.hold import Names
+from agent.queue.rows import BOOKS, DEAD, FORMAT, META, numbered, seal
 from agent.queue.store import DamageError
 
 if TYPE_CHECKING:
@@ -166,6 +168,52 @@ def test_room_that_cannot_be_given_back_is_as_none(directory: Path, monkeypatch:
 
         with pytest.raises(QueueFullError):
             queue.commit(Change(settlements=[delivered(key)]))
+
+
+def test_room_is_kept_by_a_file_that_takes_it_and_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "ballast").open("wb") as hollow:
+        hollow.truncate(ballast.MOST_BYTES)
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+
+    assert Ballast(tmp_path).keep()
+
+    for name in ("ballast", "ballast.start"):
+        status = (tmp_path / name).stat()
+        assert status.st_blocks * 512 >= status.st_size > 0
+        assert status.st_ino in synced
+    few = (tmp_path / "ballast").read_bytes()[: 1 << 16]
+    assert len(zlib.compress(few)) > len(few), "a file system may compress what it holds"
+
+
+def test_no_room_is_kept_where_hardly_any_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_bavail=ballast.MOST_BYTES // 4096 + 10))
+
+    assert not Ballast(tmp_path).keep()
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_that_could_not_all_be_taken_is_left_to_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_bavail=ballast.MOST_BYTES // 4096 * 3 // 2))
+    write_some, left = os.write, [40]
+
+    def fills_up(file: int, data: bytes) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_some(file, data)
+
+    monkeypatch.setattr(os, "write", fills_up)
+
+    assert not Ballast(tmp_path).keep()
+
+    assert (tmp_path / "ballast").stat().st_size == 0
 
 
 @pytest.mark.parametrize(("blocks", "most"), [(1 << 20, 3 * MIB), (8 * MIB // 4096, 5 * MIB // 4)])
@@ -696,6 +744,35 @@ def test_a_connection_that_does_not_hold_what_was_committed_last_is_not_believed
         assert queue._held() is None
 
         (directory / "elsewhere").rename(directory / DATABASE)
+
+
+def test_another_file_under_the_name_of_one_that_is_open_is_not_taken_for_it(tmp_path: Path) -> None:
+    known = Names(tmp_path)
+    (tmp_path / DATABASE).touch()
+    known.note()
+    (tmp_path / DATABASE).rename(tmp_path / "elsewhere")
+    (tmp_path / DATABASE).touch()
+
+    known.note()  # as after each commit
+
+    assert known.gone() == tmp_path / DATABASE
+
+
+def test_damage_to_files_that_were_taken_away_is_told_and_the_rest_has_a_name_again(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a"), chunk_of("b")], letters=[letter("c"), letter("d")]))
+        for key in (1, numbered(DEAD, 1)):
+            queue._cache.set(key, queue._cache.get(key)[:-1] + b"?")
+        (directory / DATABASE).unlink()
+
+        queue.commit(Change(appends=[chunk_of("e")]))
+
+        assert pending(queue) == ["b", "e"]
+        assert [dead.external_id for dead in queue.dead_letters()] == ["d"]
+        (path,) = reports(directory)
+        report = msgspec.json.decode(path.read_bytes())
+        assert (report["damaged_chunks"], report["damaged_dead_letters"]) == ([1], [1])
+        assert report["events_lost"] == queue.books().lost == 2
 
 
 # -- closing -----------------------------------------------------------------------------

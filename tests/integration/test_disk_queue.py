@@ -332,6 +332,19 @@ def test_the_names_of_new_files_are_synced(
     assert {directory.stat().st_ino, directory.parent.stat().st_ino} <= set(synced)
 
 
+def test_the_names_of_all_directories_that_were_made_are_synced(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+
+    DiskQueue(directory / "deep" / "deeper").close()
+
+    made = (directory.parent, directory, directory / "deep", directory / "deep" / "deeper")
+    assert {place.stat().st_ino for place in made} <= set(synced)
+
+
 # -- keys --------------------------------------------------------------------------------
 
 
@@ -1050,6 +1063,15 @@ def test_a_reader_tells_of_damaged_books(directory: Path) -> None:
 
     with pytest.raises(QueueError, match="damaged"):
         look(directory)
+
+
+def test_a_reader_that_meets_a_damaged_chunk_knows_no_oldest_one(queue: DiskQueue, directory: Path) -> None:
+    queue.commit(Change(appends=[chunk_of("a")]))
+    plant(directory, 1, b"damaged", mode=1)
+
+    with contextlib.closing(DiskReader(directory)) as reader:
+        assert reader.oldest() is None
+        assert reader.books().pending == 1
 
 
 def test_a_reader_takes_odd_names_of_directories(tmp_path: Path) -> None:
