@@ -213,7 +213,12 @@ def _wrong_rows(db: sqlite3.Connection) -> str | None:
     if pages * page_size > _SMALL_BYTES:
         return None
     ((told,),) = db.execute("PRAGMA integrity_check(1)")
-    return _wrong_sum(db, books) if told == "ok" else f"SQLite: {told}"
+    return _wrong_sum(db, books) if told == "ok" else f"SQLite: {in_one_line(told)}"
+
+
+def in_one_line(told: str) -> str:
+    """Return what SQLite finds wrong without its headings."""
+    return "; ".join(line for line in told.splitlines() if not line.startswith("***"))
 
 
 def _wrong_sum(db: sqlite3.Connection, books: Books) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agent import chunk
 from agent.errors import QueueError, reason_of
 from agent.queue import Books, Checkpoint, Chunk, DeadLetter, look
-from agent.queue.check import DATABASE, LOG, ODD, SQL_ERRORS, glance, wrong_header
+from agent.queue.check import DATABASE, LOG, ODD, SQL_ERRORS, glance, in_one_line, wrong_header
 from agent.queue.mend import QUARANTINE, Report, read_report
 from agent.queue.rescue import Rescue
 from agent.queue.rows import BOOKS, CHECKPOINT, DAMAGED, DEAD, META, DamagedRowError, Meta, number_of, unseal
@@ -83,7 +83,7 @@ def _inspect(directory: Path) -> Findings:
             _inspect_rows(db, findings)
             for (told,) in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})"):
                 if told != "ok":
-                    findings.wrong(f"SQLite: {told}")
+                    findings.wrong(f"SQLite: {in_one_line(told)}")
     except SQL_ERRORS as error:
         findings.wrong(f"SQLite: {error}")
     look.refuse_newer(directory, findings.meta.format)

@@ -111,6 +111,7 @@ def test_each_thing_that_is_wrong_is_told(directory: Path, damage: Callable[[Pat
     problems = inspect(directory).problems
 
     assert [problem for problem in problems if told in problem], problems
+    assert not [problem for problem in problems if "\n" in problem or "***" in problem]
 
 
 def test_a_chunk_of_a_newer_version_is_told_by_all_who_read(
