@@ -114,6 +114,49 @@ def test_of_a_hundred_commits_of_one_event_at_most_one_waits_until_the_log_is_mo
     assert 0 < moved <= 10
 
 
+DAMAGE = {
+    sqlite3.SQLITE_CORRUPT: True,
+    sqlite3.SQLITE_NOTADB: True,
+    sqlite3.SQLITE_ERROR: True,  # a table that is not there
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: True,
+    sqlite3.SQLITE_IOERR_SHORT_READ: True,
+    sqlite3.SQLITE_CONSTRAINT: False,
+    sqlite3.SQLITE_IOERR: False,
+    sqlite3.SQLITE_IOERR_FSYNC: False,
+    sqlite3.SQLITE_FULL: False,
+    sqlite3.SQLITE_CANTOPEN: False,
+    sqlite3.SQLITE_BUSY: False,
+    sqlite3.SQLITE_READONLY: False,
+}
+
+
+@pytest.mark.parametrize(("code", "damaged"), DAMAGE.items())
+def test_damage_is_told_from_a_disk_that_refuses(code: int, *, damaged: bool) -> None:
+    assert check.is_damage(refused(code)) is damaged
+
+
+@pytest.mark.parametrize(
+    ("error", "damaged"),
+    [
+        (sqlite3.OperationalError("Could not decode to UTF-8 column 'key'"), True),
+        (sqlite3.ProgrammingError("Cannot operate on a closed database."), False),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), True),
+        (OSError(errno.EIO, "x"), False),
+    ],
+)
+def test_damage_without_a_number_is_told_too(error: Exception, *, damaged: bool) -> None:
+    assert check.is_damage(error) is damaged
+
+
+@pytest.mark.parametrize(("first", "damaged"), [(sqlite3.SQLITE_CORRUPT, True), (sqlite3.SQLITE_FULL, False)])
+def test_what_came_before_a_rollback_that_failed_counts(first: int, *, damaged: bool) -> None:
+    rollback = sqlite3.OperationalError("cannot rollback - no transaction is active")
+    rollback.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    rollback.__context__ = refused(first)
+
+    assert check.is_damage(rollback) is damaged
+
+
 # -- room --------------------------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@ files that it never syncs, and syncs no commit. What every store must do stands 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import pickle
 import resource
@@ -651,6 +653,40 @@ def test_a_directory_without_a_lock_is_held_by_nobody(directory: Path) -> None:
 def test_a_lock_that_cannot_be_made_is_told(directory: Path) -> None:
     with pytest.raises(QueueError, match="cannot lock the queue"):
         QueueLock(directory)
+
+
+@pytest.mark.parametrize("lost", ["the kernel's table", "what the file says"])
+def test_the_holder_is_known_in_two_ways(directory: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    directory.mkdir(mode=0o700)
+    held = QueueLock(directory)
+    if lost == "what the file says":
+        os.truncate(directory / "lock", 0)
+    else:  # as where it numbers files otherwise than they say themselves
+        monkeypatch.setattr(lock, "open", lambda *_, **__: io.StringIO(""), raising=False)
+
+    assert holder(directory) == os.getpid()
+
+    held.release()
+
+
+def test_a_lock_that_could_not_be_had_keeps_nobody_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o700)
+    flock = fcntl.flock
+
+    def refuse_files(file: int, operation: int) -> None:
+        if not stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flock(file, operation)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(fcntl, "flock", refuse_files)
+        with pytest.raises(QueueError, match="Input/output error") as told:
+            QueueLock(directory)
+
+    assert told.tb, "all that it came through is there still"
+    QueueLock(directory).release()
 
 
 def test_who_only_looks_at_the_lock_keeps_no_daemon_from_starting(
