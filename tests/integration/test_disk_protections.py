@@ -448,6 +448,28 @@ def test_a_chunk_to_which_no_way_leads_has_the_queue_mended_when_it_is_missed(
         assert pending(queue) == ["a"]
 
 
+def test_a_dead_letter_that_is_met_damaged_has_the_queue_mended(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(letters=[letter("a"), letter("b")]))
+        queue._cache.set(numbered(DEAD, 1), queue._cache.get(numbered(DEAD, 1))[:-1] + b"?")
+
+        assert [dead.external_id for dead in queue.dead_letters()] == ["b"]
+
+        assert len(reports(directory)) == 1
+
+
+def test_a_key_that_nobody_writes_has_the_queue_mended_when_it_is_met(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        with closing(sqlite3.connect(directory / DATABASE)) as db, db:
+            db.execute("UPDATE Cache SET raw = 0 WHERE key = 1")  # a key that was pickled
+
+        assert queue.first_key() == 1
+
+        assert len(reports(directory)) == 1
+        assert pending(queue) == ["a"]
+
+
 def test_damage_that_is_met_while_a_chunk_is_missed_has_the_queue_mended(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

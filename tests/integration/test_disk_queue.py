@@ -162,6 +162,18 @@ def test_a_row_that_names_a_file_is_refused_unread(
     assert not crater.exists()
 
 
+def test_the_file_that_a_row_names_is_not_removed_with_it(
+    queue: DiskQueue, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").write_text("somebody's")
+    queue.commit(Change(appends=[chunk_of("a")]))
+    sql(directory, "UPDATE Cache SET filename = '../elsewhere' WHERE key = 1")
+
+    queue._cache.delete(1)
+
+    assert (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("value", ["text", 1, 1.5, None, {"a": 1}, bytearray(b"a"), memoryview(b"a")])
 def test_only_bytes_can_be_stored(queue: DiskQueue, value: object) -> None:
     with pytest.raises(TypeError, match="must be bytes"):
