@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
+
+from agent.limit import Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +22,6 @@ if TYPE_CHECKING:
 _FIRST_DELAY = 0.5
 _LONGEST_RETRY_AFTER = 3600.0
 _HOLD_SECONDS = 15.0
-_LEAST_PER_MINUTE = 1.0
-_NEAR = 0.9  # of the share that was too much; from there on it grows slowly, as others use the limit, too
-_QUICKLY, _SLOWLY = 1.02, 1.0015  # for each batch that passes
-_CRAWL = 1 / 60  # of the budget: a rate so low tells of past trouble rather than of the limit,
-_FROM_A_CRAWL = 1.5  # and with growth by the batch, few batches a minute would keep it there for hours
-_FEW = 10  # batches; when so few pass between two warnings, the rate is far off
 _LOW = 0.25  # of the budget
 _ONE = 0.999  # of a request; whoever kept the wait to the last bit must not wait again for rounding
 
@@ -76,11 +72,13 @@ class Pace:
     resume_at: float = 0.0
     throttled: bool = False
     held: bool = False
-    _share: float = 1.0
-    _too_much: float = 1.0  # the share at which the limit was last used up
-    _passed: int = _FEW  # batches since then
+    _limit: Limit = field(init=False)
     _tokens: float = 1.0
     _filled_at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Begin without knowing the server's limit."""
+        self._limit = Limit(self._draw)
 
     @property
     def probing(self) -> bool:
@@ -107,25 +105,25 @@ class Pace:
     @property
     def lowered(self) -> float | None:
         """Requests a minute, when the server's warnings have brought them far down; None when not."""
-        return self._rate * 60 if self._share < _LOW else None
+        rate = self._limit.of(self.requests_per_minute)
+        return rate if rate < self.requests_per_minute * _LOW else None
 
     def take(self, now: float) -> None:
         """Count a request that goes out."""
         self._fill(now)
         self._tokens -= 1
+        self._limit.sent(now)
+
+    def lacked(self, now: float) -> None:
+        """Note that events wait, when it is the budget that they wait for."""
+        if self._until_budget(now) > 0:
+            self._limit.waited(now)
 
     def succeeded(self) -> None:
         """The server took a batch."""
         self.failures = 0
         self.held = self.throttled = False
-        self._passed += 1
-        near = self._too_much * _NEAR
-        if self._share < _CRAWL:
-            self._share = min(_CRAWL, self._share * _FROM_A_CRAWL)
-        elif self._share < near:
-            self._share = min(near, self._share * _QUICKLY)
-        else:
-            self._share = min(1.0, self._share * _SLOWLY)
+        self._limit.passed(self.requests_per_minute)
 
     def failed(self, now: float, asked: float = 0.0) -> float:
         """The server or the way to it is in trouble; return the seconds to wait."""
@@ -136,12 +134,7 @@ class Pace:
 
     def too_fast(self, now: float, asked: float = 0.0) -> float:
         """The server's rate limit is used up; wait, and ask for less from now on."""
-        if not self.throttled:
-            if self._passed >= _FEW:  # else it is the same trouble still, and tells nothing of the limit
-                self._too_much = self._share
-            least = min(1.0, _LEAST_PER_MINUTE / self.requests_per_minute)
-            self._share = max(least, self._share / (2 if self._passed >= _FEW else 4))
-            self._passed = 0
+        self._limit.refused(now, self.requests_per_minute, asked=asked, again=self.throttled)
         self.throttled = True
         delay = asked or max(1.0, backoff(self.failures + 2, self.backoff_max, self.chance))
         # Others wait for the same moment: come a little later, each by another bit.
@@ -159,10 +152,13 @@ class Pace:
         """Forget the waiting: something changed that makes a try worth while."""
         self.resume_at = 0.0
 
+    def _draw(self) -> float:
+        return self.chance()
+
     @property
     def _rate(self) -> float:
         """Requests a second."""
-        return self.requests_per_minute * self._share / 60
+        return self._limit.of(self.requests_per_minute) / 60
 
     def _until_budget(self, now: float) -> float:
         """Return the seconds until the budget has room for a request."""

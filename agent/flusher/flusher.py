@@ -221,6 +221,7 @@ class Flusher:
                 if not self._anything_waits():
                     self._enough = 1
                     return self._held.wait(self._server_clock.now())
+                self._pace.lacked(now)
                 return min(pause, _TOKEN_CHECK_SECONDS) if self._pace.held else pause
             batch, wait = self._next_batch(now)
             if batch is None:

@@ -1476,9 +1476,9 @@ def test_it_is_throttled_after_a_429(desk: Desk) -> None:
 def test_it_is_throttled_while_events_wait_for_a_rate_that_warnings_brought_down(
     make: Callable[..., Desk],
 ) -> None:
-    desk = make(requests_per_minute=600)
+    desk = make(requests_per_minute=60)
     fill(desk, 80)
-    for _ in range(4):
+    for _ in range(6):
         desk.run(Polar(outage=Answer(429)), until=lambda: desk.pace.throttled)
         desk.run(Polar(), until=lambda: not desk.pace.throttled)
     desk.step()
@@ -1487,6 +1487,14 @@ def test_it_is_throttled_while_events_wait_for_a_rate_that_warnings_brought_down
     assert delivery.state == "throttled"
     assert "requests a minute" in delivery.last_error
     assert delivery.next_attempt_in is not None
+
+
+def test_the_pace_learns_that_events_wait_for_the_budget(make: Callable[..., Desk]) -> None:
+    """A 429 tells more of the rate then: see test_limit."""
+    desk = make(requests_per_minute=60)
+    fill(desk, 80)
+
+    desk.run(Polar(), until=lambda: desk.pace._limit._waited_at > 0)
 
 
 def test_it_is_blocked_after_a_401_and_says_what_to_do(desk: Desk) -> None:
