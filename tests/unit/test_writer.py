@@ -845,6 +845,7 @@ def test_the_flusher_is_told_of_events_that_came_back(running: Desk) -> None:
     assert running.told[-1] == ("commit", 1)
 
 
+@pytest.mark.timeout(20)  # nobody would answer
 def test_no_change_can_be_applied_once_the_writer_stops(running: Desk) -> None:
     running.writer.stop()
 
