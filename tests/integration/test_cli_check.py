@@ -125,9 +125,20 @@ def test_a_clock_that_is_wrong(product):
 
     code, findings = check(product)
 
+    assert code == 0
+    assert findings["clock"]["state"] == "warning"
+    assert "ahead of" in findings["clock"]["message"]
+
+
+def test_a_clock_that_is_so_wrong_that_timestamps_are_refused(product):
+    product.start_emulator()
+    product.faults(clock_offset_seconds=-7200)
+
+    code, findings = check(product)
+
     assert code == 1
     assert findings["clock"]["state"] == "failed"
-    assert "ahead of" in findings["clock"]["message"]
+    assert "refused" in findings["clock"]["message"]
 
 
 def test_a_queue_that_others_may_look_into(product):
