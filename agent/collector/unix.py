@@ -54,7 +54,8 @@ _REST_BELOW_BYTES = 16 * 1024
 _STREAMING_READS = 8
 _HELD_BYTES = 64 << 20  # of lines that have no end yet, of all connections
 _DRAIN_BYTES = 1 << 20  # what the kernel may hold for a connection, and some more
-_since = attrgetter("since")
+_DRAIN_SECONDS = 2.0
+_since, _careless = attrgetter("since"), attrgetter("careless")
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -168,8 +169,10 @@ class Collector:
         while not self._stopping:
             self.step(None)
         self._entrance.close()
-        for connection in list(self._connections.values()):
-            self._drain(connection)
+        until = self._clock.monotonic() + _DRAIN_SECONDS
+        # Bad lines cost most, and nobody waits for them: they must not make a stop take long.
+        for connection in sorted(self._connections.values(), key=_careless):
+            self._drain(connection, until)
 
     def step(self, seconds: float | None) -> None:
         """Wait until something happens (at most `seconds`), and deal with it."""
@@ -350,10 +353,12 @@ class Collector:
                 self._watch(connection)
         return gathered
 
-    def _drain(self, connection: Connection) -> None:
-        """Take what a producer has written so far; the agent is stopping."""
+    def _drain(self, connection: Connection, until: float) -> None:
+        """Take what a producer has written so far, if it is done by then; the agent is stopping."""
         taken = 0
         while not connection.no_more and not connection.closed and taken < _DRAIN_BYTES:
+            if self._clock.monotonic() >= until:
+                return  # what is not read is not acknowledged
             received = self._receive(connection)
             if received is None:
                 return

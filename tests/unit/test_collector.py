@@ -116,6 +116,27 @@ def answers(sock: socket.socket) -> list[dict[str, object]]:
     return [json.loads(line) for line in sock.recv(1 << 20).splitlines()]
 
 
+def test_a_stop_reads_on_for_a_bounded_time_and_bad_lines_last(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.collector.unix._DRAIN_SECONDS", 0.02)
+    bad = [world.connect(BAD * 1000) for _ in range(3)]
+    world.settle()
+    for sock in bad:
+        sock.sendall(BAD * 5000)
+    good = world.connect()
+    world.collector._entrance.accept(world.collector.beat)
+    good.sendall(GOOD)
+    world.writer.appends.clear()
+
+    world.collector._stopping = True
+    world.collector._run()
+
+    fates = [(len(append.groups), append.refused) for append in world.writer.appends]
+    assert fates[0] == (1, 0)
+    assert 0 < sum(refused for _, refused in fates) < 15_000
+
+
 def test_producers_of_bad_lines_are_read_one_at_a_time_and_little_behind_the_others(world: World) -> None:
     bad = [world.connect(GOOD * 3000) for _ in range(3)]  # which were read in large pieces until now
     world.settle()
