@@ -123,7 +123,9 @@ class Edit:
                 self._change(inside, _INSIDE)
                 members["metadata"] = msgspec.Raw(msgspec.json.encode(inside))
         except _NO_JSON as error:
-            raise ValueError(f"it cannot be changed field by field: {error}") from error
+            raise ValueError(
+                f"it cannot be changed field by field; give all of it with --event: {error}"
+            ) from error
         return msgspec.json.encode(members).decode()
 
     def _change(self, members: dict[str, msgspec.Raw], prefix: str) -> None:
@@ -199,6 +201,15 @@ def revive(
     revival.change.revived = revived
     revival.change.requeued = [*chunk.pack(((line, 1) for line in lines), arrived_ms), *held]
     return revival
+
+
+def is_object(line: bytes) -> bool:
+    """Tell whether a line is a JSON object."""
+    try:
+        msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except _NO_JSON:
+        return False
+    return True
 
 
 def with_id(line: bytes, external_id: str) -> bytes:

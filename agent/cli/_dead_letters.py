@@ -164,12 +164,26 @@ def print_table(letters: Iterator[DeadLetter]) -> int:
     count = 0
     for page in pages(letters, letter_size):
         rows = [
-            (letter.id, moment(letter.died_at), letter.name, letter.external_id, letter.status, letter.reason)
+            (
+                letter.id,
+                moment(letter.died_at),
+                letter.name,
+                letter.external_id,
+                letter.status,
+                letter.reason + _place(letter),
+            )
             for letter in page
         ]
         print(table(("ID", "SINCE", "NAME", "EXTERNAL ID", "STATUS", "REASON"), rows, right=(0,)))
         count += len(page)
     return count
+
+
+def _place(letter: DeadLetter) -> str:
+    """Return where in a file a refused line stands; nothing of an event that came another way."""
+    if not letter.path:
+        return ""
+    return f" ({letter.path}" + (f":{letter.line})" if letter.line else f", at byte {letter.offset})")
 
 
 def count_by(group: str, letters: Iterable[DeadLetter]) -> list[tuple[str, int, int]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.cli import _dead_letters as dead
 from agent.cli._common import add_config, add_json, load_settings, note, print_json, private_file, table
+from agent.units import counted
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +31,7 @@ examples:
   agent dead list --since 1h --customer cus_42
   agent dead show 7
   agent dead retry 7 --set external_customer_id=cus_42 --unset parent_id
+  agent dead retry 8 --event '{"name": "ai_usage", "external_customer_id": "cus_42"}'
   agent dead retry --type customer_id --name ai_usage
   agent dead export dead.ndjson && $EDITOR dead.ndjson && agent dead retry --from dead.ndjson
   agent dead purge --until 30d
@@ -72,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="retry the events of this NDJSON file, found by their external_id (see export)",
+    )
+    retry.add_argument(
+        "--event",
+        metavar="JSON",
+        help="retry one letter with this event in the place of its own, such as of a line that is no JSON",
     )
     export = verbs.add_parser("export", help="write the events as NDJSON, one a line")
     export.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: standard output")
@@ -140,24 +148,32 @@ def _export(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         dead.print_items(dead.document(letter, with_event=True) for letter in letters)
         return 0
-    if args.file is None:
+    count = odd = 0
+    with nullcontext() if args.file is None else private_file(args.file) as file:
         for letter in letters:
-            print(_line(letter))
-        return 0
-    count = 0
-    with private_file(args.file) as file:
-        for letter in letters:
-            file.write(_line(letter).encode() + b"\n")
+            line, has_id = _line(letter)
+            odd += not has_id
             count += 1
-    note(f"{count} events written to {args.file}")
+            if file is None:
+                print(line)
+            else:
+                file.write(line.encode() + b"\n")
+    if file is not None:
+        note(f"{counted(count, 'event')} written to {args.file}")
+    if odd:
+        note(
+            f"{odd} of them are no JSON objects and so have no external_id here:"
+            " mend those by `agent dead retry ID --event JSON`"
+        )
     return 0
 
 
-def _line(letter: DeadLetter) -> str:
-    """Return an event as a line, with its id, by which `--edited` finds the letter again."""
-    from agent.dead import with_id
+def _line(letter: DeadLetter) -> tuple[str, bool]:
+    """Return an event as a line, and whether it has its id, by which `--edited` finds the letter again."""
+    from agent.dead import is_object, with_id
 
-    return with_id(letter.event.replace("\n", " ").encode(), letter.external_id).decode()
+    line = letter.event.replace("\n", " ").encode()
+    return with_id(line, letter.external_id).decode(), is_object(line)
 
 
 # -- changes -------------------------------------------------------------------------------
@@ -166,9 +182,13 @@ def _line(letter: DeadLetter) -> str:
 def _retry(args: argparse.Namespace, settings: Settings) -> int:
     edit = _edit(args)
     if args.edited is not None:
-        if edit or args.ids or args.all or dead.filter_of(args):
+        if edit or args.ids or args.all or args.event or dead.filter_of(args):
             raise _usage("retry dead letters", "--from", "the file says which ones, and how they are mended")
         batches = _from_file(args.edited, settings)
+    elif args.event is not None:
+        if edit or len(args.ids) != 1:
+            raise _usage("retry a dead letter", "--event", "goes with the number of one letter, and no --set")
+        batches = iter([(args.ids, {str(args.ids[0]): args.event}, [])])
     else:
         batches = _mended(edit, args, settings)
     if args.ids and not _all_there(args, settings):
@@ -186,7 +206,8 @@ def _retry(args: argparse.Namespace, settings: Settings) -> int:
         print_json({"retried": retried, "refused": refusals.kept, "refused_count": refusals.count})
     else:
         refusals.end()
-        print(f"{retried} dead letters are on their way again")
+        way = "is on its way" if retried == 1 else "are on their way"
+        print(f"{counted(retried, 'dead letter')} {way} again")
     return 1 if refusals.count else 0
 
 
@@ -325,7 +346,10 @@ def _lines(path: Path, numbers: dict[str, list[int]]) -> Iterator[tuple[int, str
                     external_id = msgspec.json.decode(line, type=dict[str, Any]).get("external_id")
                 except (msgspec.MsgspecError, RecursionError) as error:
                     raise _usage(
-                        "read the edited events", f"{path}:{place}", f"not a JSON object: {error}"
+                        "read the edited events",
+                        f"{path}:{place}",
+                        f"not a JSON object: {error}",
+                        "mend that line, or take it out of the file; nothing was retried",
                     ) from error
                 left = numbers.get(external_id) if isinstance(external_id, str) else None
                 if not left:

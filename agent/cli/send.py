@@ -219,7 +219,7 @@ def _send_once(names: list[str], producer: Producer, report: _Report, checkpoint
     for name in names:
         before = report.read_bytes
         try:
-            for piece in once.read(name):
+            for piece in once.read(name, report.tick):
                 while not producer.wait(None, report.interval):
                     report.tick()
                 if piece.lines:
@@ -229,7 +229,8 @@ def _send_once(names: list[str], producer: Producer, report: _Report, checkpoint
                 report.read_bytes = before + piece.read
                 report.tick()
         except OSError as error:
-            report.cannot_read(name, reason_of(error))
+            nothing = "" if report.read_bytes > before else "; nothing of it was sent"
+            report.cannot_read(name, f"{reason_of(error)}{nothing}")
 
 
 class _Report:

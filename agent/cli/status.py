@@ -141,4 +141,16 @@ def _text(document: dict[str, Any], books: Books, most_dead: int) -> str:
     if queue["dead"]:
         warning = f" of at most {most_dead}" if queue["dead"] >= 0.8 * most_dead else ""
         lines.append(f"dead       {counted(queue['dead'], 'dead letter')}{warning}: see `agent dead list`")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_files(document.get("tail"))])
+
+
+def _files(tail: dict[str, Any] | None) -> list[str]:
+    """Return what is to be said of tailed files."""
+    if tail is None:
+        return []
+    files, lag = tail["files"], sum(file["lag_bytes"] or 0 for file in tail["files"])
+    trouble = len(tail["problems"]) + sum(file["state"] == "unreadable" for file in files)
+    left = f", {rough_size(lag)} to be read" if lag else ""
+    look = f"; {counted(trouble, 'problem')}: see `agent tail status`" if trouble else ""
+    lines = [f"files      {counted(len(files), 'file')} tailed{left}{look}"]
+    return lines + ([f"           not read for now: {tail['paused']}"] if tail["paused"] else [])

@@ -53,9 +53,11 @@ def read(settings: Settings) -> dict[str, Any]:
     from agent.daemon import call
 
     answer = call(settings.api_socket_path, "GET", "/status", timeout=10)
-    if answer is not None:
-        return answer.get("tail") or {"paused": None, "files": [], "problems": []}
-    return without_daemon(settings)
+    if answer is None:
+        return without_daemon(settings)
+    if settings.tail and "tail" not in answer:
+        note("agent tail: the daemon that runs was started without [[tail]]; restart it")
+    return answer.get("tail") or {"paused": None, "files": [], "problems": []}
 
 
 def without_daemon(settings: Settings) -> dict[str, Any]:
@@ -79,12 +81,12 @@ def _status(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json(document)
     else:
-        print(_text(document))
+        print(_text(document, [table.path for table in settings.tail]))
     return int(bool(document["problems"]) or any(file["state"] == "unreadable" for file in document["files"]))
 
 
-def _text(document: dict[str, Any]) -> str:
-    """Return the status for people."""
+def _text(document: dict[str, Any], patterns: list[str]) -> str:
+    """Return the status for people, of files that these patterns name."""
     lines = []
     if document["paused"]:
         lines.append(f"PAUSED    {document['paused']}")
@@ -103,9 +105,12 @@ def _text(document: dict[str, Any]) -> str:
         for file in document["files"]
     ]
     if rows:
-        headings = ("PATH", "STATE", "OFFSET", "SIZE", "LAG", "LINES", "REFUSED", "LAST LINE")
+        headings = ("PATH", "STATE", "OFFSET", "SIZE", "LAG BYTES", "LAG LINES", "REFUSED", "LAST LINE")
         lines.append(table(headings, rows, right=(2, 3, 4, 5, 6)))
-    return "\n".join(lines) or "no files are tailed"
+    elif not document["problems"]:
+        why = f"none is there yet of {', '.join(patterns)}" if patterns else "the settings have no [[tail]]"
+        lines.append(f"no file is tailed: {why}")
+    return "\n".join(lines)
 
 
 def _reset(args: argparse.Namespace, settings: Settings) -> int:
@@ -118,9 +123,12 @@ def _reset(args: argparse.Namespace, settings: Settings) -> int:
     if args.json:
         print_json(answer)
     elif answer["reset"]:
-        print(f"{path} is read on from its {args.to}")
+        end = "on from its end: what it holds now is passed over"
+        again = "again from its beginning: what Polar has of it counts as duplicates"
+        print(f"{path} is read {end if args.to == 'end' else again}")
     if not answer["reset"]:
-        note(f"agent tail reset: {path} is not known; see `agent tail status`")
+        unread = ", or cannot be read" if args.to == "end" else ""
+        note(f"agent tail reset: {path} is not known{unread}; see `agent tail status`")
     return 0 if answer["reset"] else 1
 
 

@@ -470,7 +470,8 @@ class Flusher:
                 "Polar had the ids of events that were never sent from here: it keeps what came first",
                 count=strangers,
                 batch=batch.id,
-                hint="does a producer use an external_id twice, or another agent send the same events?",
+                hint="does a producer use an external_id twice, does another agent send the same events,"
+                " or was a file read again?",
             )
 
     def _in_trouble(self, verdict: Verdict, wait: float) -> None:

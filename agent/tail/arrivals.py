@@ -11,6 +11,7 @@ import msgspec
 from agent.errors import reason_of
 from agent.tail.block import rewound
 from agent.tail.identity import comes_of, family, same_family
+from agent.tail.open_file import as_it_is_now
 from agent.tail.recognition import SETTLED_SECONDS, Act, Decision, State
 from agent.tail.tailed import Key, Tailed, key_of, shown
 
@@ -48,6 +49,7 @@ class Arrivals:
             return False
         settled = self._clock.monotonic() - tailed.changed >= SETTLED_SECONDS
         try:
+            tailed.file = as_it_is_now(tailed.file)
             decision = self._marks.known.meet(
                 shown(tailed.target), tailed.key, tailed.file, settled=settled, whole=whole
             )

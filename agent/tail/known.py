@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from agent.tail import recognition
-from agent.tail.identity import HEAD_BYTES, fingerprint, fingerprint_of, head_lines
+from agent.tail.identity import HEAD_BYTES, fingerprint, fingerprint_of, head_lines, is_telling
+from agent.tail.open_file import LENGTH_MODULUS
 from agent.tail.recognition import Decision, Newcomer, State, recognise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from agent.queue import Checkpoint
     from agent.tail.open_file import OpenFile
@@ -135,15 +136,12 @@ class KnownFiles:
             return None
         newcomer = Newcomer(path, *key, mark, compressed=file.compressed, settled=settled)
         size = None if file.compressed else file.status().st_size
-        known = []
+        lines, known = head_lines(head), []
         alike = [self._checkpoints[identity] for identity in self._alike.get(mark, ())]
         alike.sort(key=lambda at: at.last_line_at or 0.0, reverse=True)
         for at in alike[:_MOST_ALIKE]:
             identity = at.id
-            tail = file.read(at.offset - at.tail_bytes, at.tail_bytes)
-            matches, telling = recognition.compare(
-                at, head_lines(head), size, crc32(tail) if len(tail) == at.tail_bytes else None
-            )
+            matches, telling = recognition.compare(at, lines, size, _tail_of(file, at, lines))
             standing = self._standing(identity)
             outgrown = standing is not None and size is not None and size > standing.size
             known.append(
@@ -170,3 +168,18 @@ class KnownFiles:
             self._alike[mark] = tuple(alike for alike in self._alike[mark] if alike != name)
             self._cut.pop(name, None)
         return names
+
+
+def _tail_of(file: OpenFile, at: Checkpoint, lines: Sequence[int]) -> int | None:
+    """Return the CRC-32 of the bytes where those of `at.tail_crc` would be; None when it is too short."""
+    if (
+        file.compressed
+        and at.done
+        and lines == at.head
+        and is_telling(at.head, timed=at.timed)
+        and file.told_length() == at.offset % LENGTH_MODULUS
+    ):
+        # Rotated files are met at each rotation: to decompress all of each, every time, keeps others waiting.
+        return at.tail_crc
+    tail = file.read(at.offset - at.tail_bytes, at.tail_bytes)
+    return crc32(tail) if len(tail) == at.tail_bytes else None

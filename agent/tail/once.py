@@ -20,7 +20,7 @@ from agent.tail.open_file import OpenFile, open_file
 from agent.tail.tailed import key_of, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _PIECE_BYTES = 256 * 1024
 _BLANK = b" \t\r\n"
@@ -54,14 +54,21 @@ class Once:
         self._known = KnownFiles(checkpoints, lambda _: None)
         self._max_line_bytes = max_line_bytes
 
-    def read(self, path: str) -> Iterator[Piece]:
+    def read(self, path: str, tick: Callable[[], object] = lambda: None) -> Iterator[Piece]:
         """Yield what is in a file, compressed or not.
 
+        Args:
+            path: of the file.
+            tick: is called now and then while nothing is to be yielded yet.
+
         Raises:
-            OSError: it cannot be read, its compressed data is damaged or cut off, or it was changed.
+            OSError: it cannot be read, or it was changed; or, before anything of it was yielded, its
+                compressed data is damaged or cut off.
         """
         file = open_file(path)
         try:
+            if file.compressed:
+                _look_through(file, tick)
             key = key_of(file.status())
             decision = self._known.meet(shown(path), key, file, settled=True, whole=True)
             if decision is None:
@@ -76,8 +83,6 @@ class Once:
                 at = after
                 # Another file that begins like this one is another one.
                 self._known.put(at)
-            if file.compressed and file.is_written():
-                raise OSError(errno.EIO, "its compressed data is cut off")
         finally:
             file.close()
 
@@ -98,6 +103,22 @@ class Once:
         after = advance(at, block, head, lines=lines)
         skipping = block.kind is not Kind.LINES and not block.ended
         return msgspec.structs.replace(after, skipping=skipping)
+
+
+def _look_through(file: OpenFile, tick: Callable[[], object]) -> None:
+    """See whether compressed data is whole, by its check sums.
+
+    They stand behind the data: what is decompressed from a damaged place on can look like events.
+
+    Raises:
+        OSError: it is not.
+    """
+    place = 0
+    while data := file.read(place, _PIECE_BYTES):
+        place += len(data)
+        tick()
+    if file.is_written():
+        raise OSError(errno.EIO, "its compressed data is cut off, or damaged")
 
 
 def _pieces(at: Checkpoint, data: bytes, read: int) -> Iterator[Piece]:

@@ -14,6 +14,8 @@ _LINUX = sys.platform.startswith("linux")
 _F_SETSIG = 10
 _PIECE = 64 * 1024
 _GZIP = 31  # window bits of zlib that stand for a gzip header and trailer
+_MAGIC = b"\x1f\x8b"
+LENGTH_MODULUS = 1 << 32
 
 
 class OpenFile(Protocol):
@@ -51,6 +53,16 @@ class OpenFile(Protocol):
         """
         ...
 
+    def told_length(self) -> int | None:
+        """How many bytes a compressed file says it has, modulo `LENGTH_MODULUS`; None for a plain one.
+
+        It need not be true: of a file with several members it is the length of the last one.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
     def is_written(self) -> bool | None:
         """Tell whether a process has it open for writing; None when that cannot be told."""
         ...
@@ -65,7 +77,7 @@ class NotAFileError(OSError):
 
 
 def open_file(path: str) -> OpenFile:
-    """Open a file; one whose name ends with `.gz` and that begins like gzip is decompressed.
+    """Open a file; one that begins like gzip, which no line of JSON does, is decompressed.
 
     Raises:
         OSError: it cannot be opened.
@@ -77,12 +89,23 @@ def open_file(path: str) -> OpenFile:
         os.close(descriptor)
         raise NotAFileError(errno.EINVAL, "not a regular file", path)
     try:
-        if path.endswith(".gz") and os.pread(descriptor, 2, 0) == b"\x1f\x8b":
+        if os.pread(descriptor, 2, 0) == _MAGIC:
             return _Gzipped(descriptor)
     except OSError:
         os.close(descriptor)
         raise
     return _Plain(descriptor)
+
+
+def as_it_is_now(file: OpenFile) -> OpenFile:
+    """Return the same open file, decompressed if it has come to be gzip since it was opened empty.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(file, _Plain) and file.read(0, 2) == _MAGIC:
+        return _Gzipped(file.descriptor)
+    return file
 
 
 class _Plain:
@@ -91,20 +114,23 @@ class _Plain:
     compressed = False
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self.place = 0
 
     def status(self) -> os.stat_result:
-        return os.fstat(self._descriptor)
+        return os.fstat(self.descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor, length, offset)
+        data = os.pread(self.descriptor, length, offset)
         self.place = offset + len(data)
         return data
 
     def read_behind(self, offset: int, before: int, length: int) -> tuple[bytes, bytes]:
         data = self.read(offset, length)
-        return (os.pread(self._descriptor, before, offset - before) if before else b""), data
+        return (os.pread(self.descriptor, before, offset - before) if before else b""), data
+
+    def told_length(self) -> int | None:
+        return None
 
     def is_written(self) -> bool | None:
         """Ask for a lease for reading: Linux grants it only while nobody has the file open for writing.
@@ -115,17 +141,17 @@ class _Plain:
         if not _LINUX:
             return None
         try:
-            fcntl.fcntl(self._descriptor, _F_SETSIG, 23)  # SIGURG
-            fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(self.descriptor, _F_SETSIG, 23)  # SIGURG
+            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
             return True
         except OSError:
             return None  # not our file, or a file system without leases
-        fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 class _Gzipped:
@@ -188,6 +214,11 @@ class _Gzipped:
             self._pending = self._unzip.unconsumed_tail or self._unzip.unused_data
             if data:
                 return data
+
+    def told_length(self) -> int | None:
+        """Return what the last four bytes say."""
+        end = os.fstat(self._descriptor).st_size
+        return int.from_bytes(os.pread(self._descriptor, 4, max(0, end - 4)), "little")
 
     def is_written(self) -> bool | None:
         """Tell by the end of the compressed data whether some is still to come."""

@@ -27,11 +27,17 @@ def nothing_read(place: str) -> str:
     return f"place-{blake2b(place.encode(), digest_size=8).hexdigest()}"
 
 
-def document(tailed: Tailed) -> dict[str, Any]:
-    """Return how a file stands."""
-    at = tailed.at
+def document(tailed: Tailed, before: Checkpoint | None = None) -> dict[str, Any]:
+    """Return how a file stands.
+
+    Args:
+        tailed: the file.
+        before: what is known of its inode, for one that cannot be opened.
+    """
+    at = tailed.at or before
     size = _size_now(tailed)
-    lag = tailed.lag_at(size)
+    lag = _lag(tailed, at, size)
+    offset, line = (0, 0) if at is None else (at.offset, at.line)
     if tailed.problem:
         state = "unreadable"
     elif tailed.copy_of:
@@ -46,15 +52,28 @@ def document(tailed: Tailed) -> dict[str, Any]:
         "identity": at.id if at is not None else tailed.copy_of or None,
         "device": tailed.key.device,
         "inode": tailed.key.inode,
-        "offset": at.offset if at is not None else 0,
-        "line": at.line if at is not None else 0,
+        "offset": offset,
+        "line": line,
         "size": size,
         "lag_bytes": lag,
-        "lag_lines": lag_lines(tailed.path, at.offset, lag, at.line) if at is not None else 0,
+        "lag_lines": lag_lines(tailed.path, offset, lag, line),
         "last_line": _moment(at.last_line_at) if at is not None else None,
         "refused": at.refused if at is not None else 0,
         "problem": tailed.problem or None,
     }
+
+
+def _lag(tailed: Tailed, at: Checkpoint | None, size: int) -> int | None:
+    """Return how many bytes are not read; None when that cannot be told."""
+    if tailed.copy_of:
+        return 0
+    if at is None:
+        return None if tailed.problem or tailed.waiting else size
+    # One that is closed is closed because it was quiet.
+    compressed = tailed.path.endswith(".gz") if tailed.file is None else tailed.file.compressed
+    if compressed:
+        return 0 if at.done else None
+    return max(0, size - at.offset)
 
 
 def _size_now(tailed: Tailed) -> int:
@@ -79,7 +98,7 @@ def remembered(at: Checkpoint) -> dict[str, Any]:
     except OSError as error:
         problem = reason_of(error)
     compressed = at.path.endswith(".gz")
-    lag = 0 if compressed or problem else max(0, size - at.offset)
+    lag = None if compressed or problem else max(0, size - at.offset)
     return {
         "path": at.path,
         "state": "rotated" if problem else "live",
@@ -97,10 +116,10 @@ def remembered(at: Checkpoint) -> dict[str, Any]:
     }
 
 
-def lag_lines(path: str, offset: int, lag: int, line: int | None) -> int | None:
+def lag_lines(path: str, offset: int, lag: int | None, line: int | None) -> int | None:
     """Return how many lines are not read: counted where they are few, else by the length of those before."""
     if not lag:
-        return 0
+        return lag
     if lag > _COUNTED_BYTES:
         return round(lag * line / offset) if line and offset else None
     try:

@@ -228,16 +228,21 @@ class Shelf:
 
     def documents(self) -> list[dict[str, Any]]:
         """Return how each file stands; from any thread."""
-        return [document(tailed) for tailed in list(self.files.by_key.values())]
+        files = list(self.files.by_key.values())
+        known: dict[tuple[int, int], Checkpoint] = {}
+        if any(tailed.problem and tailed.at is None for tailed in files):
+            known = {(at.device, at.inode): at for at in self._marks.known.all() if not at.done}
+        return [document(tailed, known.get(tailed.key) if tailed.problem else None) for tailed in files]
 
     def reset(self, path: str, *, to_end: bool) -> tuple[list[Key], list[str]]:
         """Set a file back to its beginning, or forth to its end; return its keys and paths."""
         keys, paths = [], []
         for key, tailed in self.files.by_key.items():
+            # Of many files, quiet ones are closed; the end of one that cannot be opened is not known.
             if (
                 path in (tailed.path, shown(tailed.path))
                 and tailed.at is not None
-                and tailed.file is not None
+                and (self.files.open(tailed) or not to_end)
             ):
                 at = rewound(tailed.at)
                 if to_end:

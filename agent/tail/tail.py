@@ -46,11 +46,13 @@ _SCAN_POLL = 1.0  # between two looks at directories that nobody watches
 _SCAN_ANYHOW = 60.0
 _SCAN_PAUSE = 0.1
 _RACY_SECONDS = 1.0
-_SCAN_SHARE = 50  # a scan that takes long is not repeated before so many times as long
+_SCAN_SHARE = 50  # a scan that takes long is not repeated before so many times as long ...
+_SCAN_PAUSE_AT_MOST = 10.0  # ... but names that change are not left alone for longer than this
 _ANYHOW_SHARE = 1000  # nor, when nothing tells of a change, before so many times as long
 _GATHER = 0.05
 _GATHER_BELOW = 64 * 1024
 _SHARE_OF_QUEUE = 0.5
+_FLOWS_AGAIN_SECONDS = 10.0
 _PATIENCE = 30.0
 
 
@@ -113,6 +115,8 @@ class Tail:
         self._scan_anyhow = 0.0
         self._read = 0
         self._paused = ""
+        self._paused_at = 0.0
+        self._told_paused = False
         self._looked = threading.Event()
         self._is_first_look = self._shelf.is_new
         if not self._is_first_look:
@@ -293,7 +297,7 @@ class Tail:
             # Behind the notes of what was found.
             self._writer.append(Append([], [], 0, 0, lambda _: self._looked.set(), source="tail"))
         took = self._clock.monotonic() - now
-        self._next_scan = now + max(_SCAN_PAUSE, took * _SCAN_SHARE)
+        self._next_scan = now + max(_SCAN_PAUSE, min(took * _SCAN_SHARE, took + _SCAN_PAUSE_AT_MOST))
         self._scan_anyhow = now + max(_SCAN_ANYHOW, took * _ANYHOW_SHARE)
 
     def _look_around(self, now: float) -> None:
@@ -304,6 +308,7 @@ class Tail:
                 self._ready[key] = None
         if now >= self._next_tick:
             self._next_tick = now + _TICK
+            self._tell_end_of_pause(now)
             self._ready.update(dict.fromkeys(self._shelf.reading.uncrowded()))
             for _ in range(self._looks_due()):
                 self._ready[self._quiet[0]] = None
@@ -346,13 +351,19 @@ class Tail:
         paused = self._writer.full or ""
         if not paused and self._queue.books().bytes > self._most_bytes:
             paused = f"half of the queue ({self._most_bytes} bytes) is used: the rest is left to others"
-        if bool(paused) != bool(self._paused):
-            if paused:
-                self._log.warning("files are not read for now; nothing is lost", reason=paused)
-            else:
-                self._log.info("files are read again")
         self._paused = paused
+        if paused:
+            self._paused_at = self._clock.monotonic()
+            if not self._told_paused:
+                self._told_paused = True
+                self._log.warning("files are not read for now; nothing is lost", reason=paused)
         return not paused
+
+    def _tell_end_of_pause(self, now: float) -> None:
+        """Log that files are read again, once it lasts: a slow server makes room for a moment at a time."""
+        if self._told_paused and not self._paused and now - self._paused_at >= _FLOWS_AGAIN_SECONDS:
+            self._told_paused = False
+            self._log.info("files are read again")
 
     def _rest(self, now: float, seconds: float | None) -> None:
         """Wait until something happens or is due."""

@@ -309,3 +309,23 @@ def test_a_daemon_killed_in_the_middle_of_it_loses_no_letter_and_the_books_balan
     assert status["queue"]["dead"] == 0
     assert status["queue"]["events"] + status["ledger"]["dropped"] == 1200
     victim.close()
+
+
+def test_a_line_of_a_file_that_is_no_json_is_found_and_replaced_as_a_whole(product: Product) -> None:
+    bury(product, [kept(1, event="{oh no", path="/var/log/app.log", line=7, offset=812), kept(2)])
+    assert "(/var/log/app.log:7)" in product.run("dead", "list").stdout
+    assert "1 of them are no JSON objects" in product.run("dead", "export").stderr
+    refused = product.run("dead", "retry", "1", "--set", "name=n")
+    assert (refused.returncode, "--event" in refused.stderr) == (1, True)
+    for words in (["--all"], ["1", "2"], ["1", "--set", "name=n"], []):
+        assert product.run("dead", "retry", *words, "--event", "{}").returncode == 2
+    assert product.run("dead", "retry", "1", "--event", '{"name": "n"}').returncode == 1
+    assert numbers(product) == [1, 2]
+
+    whole = '{"name": "mended", "external_customer_id": "c"}'
+    done = product.run("dead", "retry", "1", "--event", whole)
+
+    assert (done.returncode, done.stdout) == (0, "1 dead letter is on its way again\n")
+    assert numbers(product) == [2]
+    (event,) = map(json.loads, product.run("queue", "export").stdout.splitlines())
+    assert (event["name"], event["external_id"]) == ("mended", "e1")

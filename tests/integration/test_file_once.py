@@ -119,3 +119,25 @@ def test_only_files_can_be_read_once(product: Product, words: list[str]) -> None
 
     assert done.returncode == 2
     assert "no file" in done.stderr
+
+
+def test_of_damaged_compressed_data_nothing_is_sent(ready: Product) -> None:
+    damaged = ready.directory / "damaged.gz"
+    packed = gzip.compress(line("a") + line("was b"), compresslevel=0)
+    damaged.write_bytes(packed.replace(b"was b", b"was c"))
+
+    done = ready.run("send", "--file-once", str(damaged))
+
+    assert done.returncode == 1
+    assert "damaged gzip data" in done.stderr
+    assert "nothing of it was sent" in done.stderr
+    assert ready.status()["ledger"]["accepted"] == 0
+
+
+def test_compressed_files_need_no_name_of_their_own(ready: Product) -> None:
+    packed = ready.directory / "app.log.GZ"
+    packed.write_bytes(gzip.compress(line("a")))
+
+    assert ready.run("send", "--file-once", str(packed)).returncode == 0
+
+    delivered(ready, 1, 0)

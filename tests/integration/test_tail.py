@@ -139,6 +139,17 @@ def test_another_queue_reads_the_same_lines_under_the_same_ids(product: Product,
     assert product.stats()["events_stored"] == 50
 
 
+def test_status_tells_why_no_file_is_tailed(product: Product, logs: Path) -> None:
+    where = product.environ["POLAR_AGENT_TAIL__0__PATH"]
+    assert product.run("tail", "status").stdout == f"no file is tailed: none is there yet of {where}\n"
+    product.environ.pop("POLAR_AGENT_TAIL__0__PATH")
+    assert product.run("tail", "status").stdout == "no file is tailed: the settings have no [[tail]]\n"
+    product.start_daemon()
+    product.set(tail__0__path=logs / "*")
+
+    assert "started without [[tail]]" in product.run("tail", "status").stderr
+
+
 def test_status_and_reset(product: Product, logs: Path) -> None:
     append(logs / "app.log", line(1), line(2))
     product.start_daemon()

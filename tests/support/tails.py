@@ -132,6 +132,15 @@ class Desk:
             self.look()
             self.commit()
 
+    def reset(self, path: Path) -> list[str]:
+        """Have a file read again."""
+        return self.tail._reset(str(path), to_end=False)
+
+    def close_quiet_files(self) -> None:
+        """Close them, as is done where too many are open."""
+        for tailed in self.tail._shelf.files.by_key.values():
+            self.tail._shelf.files.shut(tailed)
+
     def close(self) -> None:
         self.tail.close()
 

@@ -19,6 +19,7 @@ from agent.stamp import cut
 from agent.tail import Table, identity
 from agent.tail.block import Kind, advance, next_block, pieces
 from agent.tail.glob import excluder, find
+from agent.tail.identity import HEAD_BYTES
 from agent.tail.known import KnownFiles
 from agent.tail.recognition import Act, Bytes, Known, Newcomer, State, recognise
 from agent.tail.taking import Place, Taking
@@ -332,3 +333,36 @@ def test_patterns_find_what_a_shell_finds(tmp_path) -> None:
 )
 def test_exclusion(pattern: str, path: str, expected: bool) -> None:
     assert excluder([pattern])(path) is expected
+
+
+class Packed:
+    """A compressed file that tells how far it was read."""
+
+    compressed = True
+    place = 0
+
+    def __init__(self, data: bytes, told: int) -> None:
+        self.data = data
+        self.told = told
+        self.read_up_to = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.read_up_to = max(self.read_up_to, offset + length)
+        return self.data[offset : offset + length]
+
+    def told_length(self) -> int:
+        return self.told
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_of_a_compressed_file_that_is_known_and_done_only_the_beginning_is_read(told: int) -> None:
+    data = b"".join(line(number, timestamp="2026-01-01T00:00:00Z") for number in range(1000))
+    at = advance(unread(data), next_block(unread(data), b"", data, 100), data[:HEAD_BYTES], lines=1000)
+    known = KnownFiles([msgspec.structs.replace(at, done=True)], lambda _: None)
+    file = Packed(data, len(data) + told)
+
+    decision = known.meet("/l/app.log.1.gz", (1, 9), file, settled=True, whole=False)  # type: ignore[arg-type]
+
+    assert decision is not None
+    assert decision.act is Act.READ_ON
+    assert (file.read_up_to <= HEAD_BYTES) == (not told), "if it says another length, its end is looked at"
