@@ -219,7 +219,9 @@ class Api:
         del query
         tail = self._daemon.tail
         if tail is None:
-            raise ValueError("no files are tailed")
+            raise ValueError(
+                "the daemon was started without [[tail]]; restart it"
+            )
         path = body.get("path") if isinstance(body, dict) else None
         if not path:
             raise ValueError("the body must be an object with a path")

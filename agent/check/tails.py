@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import stat
 from typing import TYPE_CHECKING
 
 from agent.check import Finding, failed, ok, warning
+from agent.errors import reason_of
 from agent.tail.glob import excluder, find
 from agent.units import counted
 
@@ -29,8 +30,19 @@ def _table(table: Table) -> Finding:
     """Tell whether there is something to read, and nothing that this user may not."""
     name, subject = "tail", table.path
     found, excluded = find(table.path), excluder(table.exclude)
-    files = [path for path in found.paths if not excluded(path) and not Path(path).is_dir()]
     closed = {path: reason for path, reason in found.problems.items() if reason != _ABSENT}
+    files = []
+    for path in found.paths:
+        if not excluded(path):
+            try:
+                status = os.stat(path)  # noqa: PTH116 - as the tail does
+            except FileNotFoundError:
+                continue  # a path without wildcards, or a link that leads nowhere yet
+            except OSError as error:
+                closed[path] = reason_of(error)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                files.append(path)
     closed |= {path: "this user may not read it" for path in files if not os.access(path, os.R_OK)}
     if closed:
         path, reason = next(iter(closed.items()))

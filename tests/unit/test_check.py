@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,9 +205,20 @@ def test_tailed_files_that_may_be_read_are_fine_and_counted(tmp_path):
     assert of_tail(tmp_path / "*", exclude=("*.gz",)).message == "2 files, may be read"
 
 
-@pytest.mark.parametrize("path", ["none*.log", "no/such/directory/*.log"])
+@pytest.mark.parametrize("path", ["none*.log", "no/such/directory/*.log", "none.log"])
 def test_a_tail_that_finds_nothing_works_and_is_told(tmp_path, path):
     assert of_tail(tmp_path / path).state == "warning"
+
+
+def test_links_that_lead_nowhere_are_no_files_yet_and_such_as_cannot_be_followed_fail(tmp_path):
+    (tmp_path / "a.log").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "b.log")
+    assert of_tail(tmp_path / "*.log").state == "warning"
+    (tmp_path / "c.log").symlink_to("c.log")
+
+    finding = of_tail(tmp_path / "*.log")
+
+    assert (finding.state, "c.log: Too many levels" in finding.message) == ("failed", True)
 
 
 def test_tailed_files_that_this_user_may_not_read_fail(tmp_path, monkeypatch):
