@@ -219,9 +219,7 @@ class Api:
         del query
         tail = self._daemon.tail
         if tail is None:
-            raise ValueError(
-                "the daemon was started without [[tail]]; restart it"
-            )
+            raise ValueError("the daemon was started without [[tail]]; restart it")
         path = body.get("path") if isinstance(body, dict) else None
         if not path:
             raise ValueError("the body must be an object with a path")
