@@ -29,6 +29,19 @@ def wait_until(condition, seconds: float, what: str):
         time.sleep(0.005)
 
 
+def stat_of(pid: int) -> list[str]:
+    """Return the fields of a process's `stat` from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def status_of(pid: int, key: str) -> int:
+    """Return a number of a process's `status`, mostly in KiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise KeyError(key)
+
+
 class Sink:
     """The sink in a process of its own."""
 
@@ -100,9 +113,22 @@ class Target:
             self.process.wait()
 
     def cpu(self) -> float:
-        """CPU seconds of all threads since the start, in steps of 10 ms; with ended threads."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        """CPU seconds of it and of what it started, in steps of 10 ms; with ended threads and processes."""
+        own, *started = map(stat_of, [self.process.pid, *self.helpers()])
+        ticks = sum(map(int, own[11:15])) + sum(int(ticks) for one in started for ticks in one[11:13])
+        return ticks / TICK
+
+    def helpers(self) -> list[int]:
+        """Return the processes that it has started."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = stat_of(int(place.name))[1]
+            except OSError:
+                continue
+            if int(parent) == self.process.pid:
+                found.append(int(place.name))
+        return found
 
     def fine_cpu(self) -> float:
         """The same to the microsecond, of the threads that run now."""
@@ -114,11 +140,9 @@ class Target:
         return int(Path(f"/proc/{self.process.pid}/io").read_text().split()[1])
 
     def memory(self, key: str) -> float:
-        """Resident memory in MiB: `VmRSS` now, `VmHWM` at most."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) / 1024
-        raise KeyError(key)
+        """Resident memory in MiB: `VmRSS` now, `VmHWM` at most; with what its helpers do not share with it."""
+        own = status_of(self.process.pid, key)
+        return (own + sum(status_of(pid, "RssAnon") for pid in self.helpers())) / 1024
 
     def forget_peak(self) -> None:
         """Let VmHWM begin anew."""

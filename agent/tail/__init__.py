@@ -9,7 +9,8 @@ The way of a line, and the module that each step is in::
                            endings
 
 `shelf` holds these together, `tail` is the thread and decides when; `files` are those that are
-there, `marks` how far each is read.
+there, `marks` how far each is read. While much is to be read, `helper` lets a second process do most of
+`taking`.
 
 What must always hold:
 

@@ -24,9 +24,9 @@ from hashlib import blake2b
 from itertools import accumulate, repeat
 from pathlib import PurePath
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from agent.ids import Ids
 

@@ -11,6 +11,7 @@ import msgspec
 from agent.errors import reason_of
 from agent.logs import get
 from agent.tail.block import Block, Kind, advance, beginning, next_block, pieces, wants_head
+from agent.tail.helper import Helper
 from agent.tail.identity import HEAD_BYTES
 from agent.tail.order import InOrder
 from agent.tail.tailed import Key, Tailed, shown
@@ -60,7 +61,9 @@ class Reading:
         read_bytes: int,
         room_for_letters: Callable[[], int],
     ) -> None:
-        self._takings = [Taking(checker, table) for table in tables]
+        self._helper = Helper(tables, clock)
+        helper = None if checker.personal_token else self._helper
+        self._takings = [Taking(checker, table, number, helper) for number, table in enumerate(tables)]
         self._files = files
         self._marks = marks
         self._writer = writer
@@ -94,6 +97,7 @@ class Reading:
 
     def take(self, tailed: Tailed, block: Block) -> bool:
         """Hand a block to the writer, with the checkpoint behind it; False when there is no room for it."""
+        self._helper.note(block.size)
         try:
             with InOrder(self._seen, self._writer.order) as seen:
                 return self._take_in_order(tailed, block, seen)
@@ -186,6 +190,14 @@ class Reading:
         if self._bytes_handed - self._bytes_written <= _MOST_IN_FLIGHT:
             return True
         return self._clock.wait(self._room, seconds)
+
+    def rest(self) -> None:
+        """Give back what only the reading of large files needs, where none was read for a while."""
+        self._helper.rest()
+
+    def close(self) -> None:
+        """End what was started."""
+        self._helper.close()
 
     def uncrowded(self) -> list[Key]:
         """Return the files that waited for room for their dead letters, once there is some."""

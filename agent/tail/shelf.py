@@ -105,6 +105,7 @@ class Shelf:
     def close(self) -> None:
         """Let go of all files."""
         self.files.close()
+        self.reading.close()
 
     # -- which files there are -----------------------------------------------------------
 

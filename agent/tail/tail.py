@@ -310,6 +310,7 @@ class Tail:
             self._next_tick = now + _TICK
             self._tell_end_of_pause(now)
             self._ready.update(dict.fromkeys(self._shelf.reading.uncrowded()))
+            self._shelf.reading.rest()
             for _ in range(self._looks_due()):
                 self._ready[self._quiet[0]] = None
                 self._quiet.rotate(-1)

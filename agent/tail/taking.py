@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from agent.event import Checked, Fate
 from agent.queue import DeadLetter
 from agent.refusal import Refusal, too_long
 from agent.reservation import Reservation
@@ -21,9 +22,10 @@ from agent.tail.filling import Filling
 from agent.tail.identity import BOM, line_id, line_ids
 
 if TYPE_CHECKING:
-    from agent.event import Checked, Checker
+    from agent.event import Checker
     from agent.seen import Lasting
     from agent.tail import Table
+    from agent.tail.helper import Helper
 
 _BLANK = b" \t\r\n"
 _MOST_TEXT = 64 * 1024
@@ -96,13 +98,17 @@ class Taking:
     Args:
         checker: what Polar takes and what it refuses.
         table: for its defaults.
+        number: of the table.
+        helper: takes large pieces off this process; not given for a token that belongs to a person.
     """
 
-    def __init__(self, checker: Checker, table: Table) -> None:
+    def __init__(self, checker: Checker, table: Table, number: int = 0, helper: Helper | None = None) -> None:
         # What a checker has learned is one thread's own.
         self._checker = replace(checker, shapes=Shapes())
         self._max_line_bytes = checker.max_line_bytes
         self._filling = Filling(table.defaults)
+        self._number = number
+        self._helper = helper
 
     def take(self, place: Place, block: bytes, seen: Lasting, *, now: float, wall: float) -> Taken:
         """Check and stamp whole lines.
@@ -126,6 +132,11 @@ class Taking:
 
     def _check_block(self, place: Place, block: bytes, seen: Lasting, now: float) -> Checked | None:
         """Check and stamp lines if they are all fine and regular, and lack the same defaults; else None."""
+        if self._helper is not None and self._helper.takes(block):
+            answer = self._helper.check(self._number, place.identity, place.offset, block, now)
+            if answer is None or (answer.own and not seen.enter(answer.own, block)):
+                return None
+            return Checked(answer.groups, [], [Fate(sum(count for _, count in answer.groups))])
         ids = partial(line_ids, place.identity, place.offset)
         if not self._filling:
             return self._checker.check_block(block, now, ids, seen)

@@ -6,14 +6,15 @@ import json
 import os
 import random
 import signal
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.processes import Product, wait_until
 from support.tails import append, line
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from agent.tail.helper import is_possible
 
 # Root may read everything, unless it gives that up.
 ORDINARY = "-dac_override,-dac_read_search"
@@ -137,3 +138,54 @@ def test_more_changes_than_the_system_can_note_are_found_by_looking(product: Pro
     product.daemon.send_signal(signal.SIGCONT)
 
     wait_until(lambda: names(product) == ["a.log", "b.log", "new"])
+
+
+BACKLOG = [line(n, metadata={f"k{m}": "x" * 450 for m in range(8)}) for n in range(13_500)]
+"""Each third of it is 16 MB, enough for a process that helps reading."""
+
+
+def helpers(product: Product) -> list[int]:
+    """Return the processes that the daemon has started."""
+    assert product.daemon is not None
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if place.joinpath("stat").read_text().rpartition(")")[2].split()[1] == str(product.daemon.pid):
+                found.append(int(place.name))
+    return found
+
+
+LOST = "the process that helps reading large files is lost; nothing else is, they are read without it"
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not is_possible(), reason="needs Linux and two processors")
+def test_the_process_that_helps_with_a_backlog_can_die_and_ends_with_the_daemon(
+    product: Product, logs: Path
+) -> None:
+    append(logs / "app.log", *BACKLOG[:4500])
+    product.start_daemon()
+    (helper,) = wait_until(lambda: helpers(product))
+    os.kill(helper, signal.SIGKILL)
+    append(logs / "app.log", *BACKLOG[4500:9000])
+    wait_until(lambda: product.status()["ledger"]["accepted"] == 9000)
+    assert told(product, LOST) == 1
+    product.stop_daemon(signal.SIGKILL)
+
+    append(logs / "more.log", *BACKLOG[9000:])
+    product.start_daemon()
+    (helper,) = wait_until(lambda: helpers(product))
+    product.stop_daemon(signal.SIGKILL)
+    wait_until(lambda: not is_running(helper))
+    product.start_daemon()
+
+    wait_until(lambda: product.status()["ledger"]["accepted"] == len(BACKLOG))
+    wait_until(lambda: product.status()["ledger"]["pending"] == 0)
+    assert names(product) == sorted(map(str, range(len(BACKLOG))))

@@ -1,0 +1,252 @@
+"""The process that checks large pieces: with it, without it and when it dies, the same comes of lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.clock import FakeClock
+from support.processes import wait_until
+from support.tails import line
+
+from agent.event import Checker
+from agent.seen import Seen
+from agent.tail import Table
+from agent.tail.helper import Helper, is_possible
+from agent.tail.taking import Place, Taken, Taking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(not is_possible(), reason="needs Linux and two processors")
+
+NOW = 1.8e9
+PIECE = 100_000
+DEFAULTS: dict[str, Any] = {"name": "filled", "metadata": {"team": "core"}}
+TABLES = [Table("/x"), Table("/y", defaults=DEFAULTS)]
+PLACE = Place("00112233445566aa-0", "/x/app.log", 4096, 7)
+
+
+class Pair:
+    """The same lines for one who has a helper, and for one who has none."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.helper = Helper(TABLES, clock, backlog_bytes=2 * PIECE)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what came."""
+        self.helped = [Taking(Checker(), table, place, self.helper) for place, table in enumerate(TABLES)]
+        self.alone = [Taking(Checker(), table) for table in TABLES]
+        self.seen = Seen(), Seen()
+
+    def start(self) -> None:
+        """Have the helper started, as a backlog does, and wait until it is there."""
+        self.helper.note(PIECE)
+        self.helper.note(PIECE)
+        wait_until(self.ready)
+
+    def ready(self) -> bool:
+        return self.helper.takes(bytes(PIECE))
+
+    def take(self, block: bytes, table: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what becomes of lines with the helper, and without it."""
+        takings = self.helped[table], self.alone[table]
+        with_it, without = (
+            taking.take(PLACE, block, seen, now=NOW, wall=NOW)
+            for taking, seen in zip(takings, self.seen, strict=True)
+        )
+        return told(with_it), told(without)
+
+
+def told(taken: Taken) -> dict[str, Any]:
+    """Return what became of lines, each event as a value: how defaults are spelled is nobody's affair."""
+    if taken.reserved is not None:
+        taken.reserved.keep()
+    return {
+        "events": [json.loads(one) for lines, _ in taken.groups for one in lines.split(b"\n")],
+        "counted": sum(count for _, count in taken.groups),
+        "held": [(moment, json.loads(one)) for moment, one in taken.held],
+        "letters": taken.letters,
+        "repeated": taken.repeated,
+    }
+
+
+def many(*lines: bytes) -> bytes:
+    """Return these lines again and again, as a piece of a file."""
+    once = b"".join(lines)
+    return (once * (PIECE // len(once) + 1)).removesuffix(b"\n")
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair(FakeClock())
+    yield pair
+    pair.helper.close()
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Pair]:
+    pair = Pair(FakeClock())
+    pair.start()
+    yield pair
+    pair.helper.close()
+
+
+LINES = st.sampled_from(
+    [
+        line("plain"),
+        line("ä", metadata={"x": 1.5, "y": "z", "n": 2**63}),
+        line("old", timestamp="2024-01-01T00:00:00Z"),
+        line("ahead", timestamp="2027-01-15T08:00:30Z"),
+        line("too far ahead", timestamp="2199-01-01T00:00:00Z"),
+        line("own", external_id="mine"),
+        line("cost", metadata={"_cost": {"amount": 1, "currency": "usd"}}),
+        b'{"external_customer_id":"c"}\n',
+        b'{"name":"nobody"}\n',
+        b"nonsense\n",
+        b"\n",
+        line("spaced")[:-1] + b" \r\n",
+        b'{"name":"two","external_customer_id":\n"c"}\n',
+    ]
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(LINES, min_size=1, max_size=3), st.integers(0, 1))
+def test_what_becomes_of_lines_is_the_same_with_it(started: Pair, lines: list[bytes], table: int) -> None:
+    started.begin_anew()
+    with_it, without = started.take(many(*lines), table)
+    assert with_it == without
+
+
+def test_it_is_asked_at_all(started: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    started.begin_anew()
+    monkeypatch.setattr(started.helped[0], "_line_by_line", None)
+    monkeypatch.setattr(started.helped[0], "_checker", None)
+
+    with_it, without = started.take(many(line("plain"), line("other")))
+
+    assert with_it == without
+
+
+@pytest.mark.parametrize("again", ["same", "other"])
+def test_what_came_before_is_known_although_the_lines_go_through_it(started: Pair, again: str) -> None:
+    started.begin_anew()
+    block = b"".join(line(n, external_id=f"id-{n}") for n in range(2000)).removesuffix(b"\n")
+    first, _ = started.take(block)
+    assert len(first["events"]) == 2000
+
+    if again == "other":
+        block = block.replace(b'{"name": "7",', b'{"name": "8",', 1)
+    with_it, without = started.take(block)
+
+    assert with_it == without
+    assert (with_it["repeated"], len(with_it["letters"])) == ((2000, 0) if again == "same" else (1999, 1))
+
+
+def test_an_id_that_stands_twice_in_a_piece_is_found(started: Pair) -> None:
+    started.begin_anew()
+    block = b"".join(line(n, external_id=f"new-{n % 1999}") for n in range(2000)).removesuffix(b"\n")
+    with_it, without = started.take(block)
+    assert with_it == without
+    assert len(with_it["letters"]) == 1
+
+
+def test_when_it_dies_lines_are_checked_without_it(pair: Pair) -> None:
+    pair.start()
+    os.kill(pair.helper.pid or 0, signal.SIGKILL)
+
+    with_it, without = pair.take(many(line("plain")))
+
+    assert with_it == without
+    assert pair.helper.pid is None
+
+
+def test_one_that_died_is_replaced_after_a_minute_not_before(pair: Pair) -> None:
+    pair.start()
+    os.kill(pair.helper.pid or 0, signal.SIGKILL)
+    pair.take(many(line("plain")))
+
+    pair.helper.note(2 * PIECE)
+    assert pair.helper.pid is None
+    pair.clock.advance(61)
+    pair.start()
+
+
+def test_one_that_does_not_answer_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.tail.helper._ANSWER_SECONDS", 0.2)
+    pair.start()
+    pid = pair.helper.pid or 0
+    os.kill(pid, signal.SIGSTOP)
+
+    with_it, without = pair.take(many(line("plain")))
+
+    assert with_it == without
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_without_a_backlog_there_is_none(pair: Pair) -> None:
+    for _ in range(100):
+        pair.helper.note(1000)
+    pair.helper.note(PIECE)
+    assert pair.helper.pid is None
+
+
+def test_it_ends_when_there_was_nothing_to_read_for_a_while(pair: Pair) -> None:
+    pair.start()
+    pid = pair.helper.pid
+    pair.clock.advance(20)
+    pair.helper.rest()
+    assert pair.helper.pid == pid
+    pair.clock.advance(20)
+    pair.helper.rest()
+
+    assert pair.helper.pid is None
+    assert not Path(f"/proc/{pid}").exists()
+    pair.start()
+
+
+def test_it_knows_no_token_and_no_setting(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLAR_ACCESS_TOKEN", "polar_oat_secret")
+    monkeypatch.setenv("POLAR_AGENT_ACCESS_TOKEN", "polar_oat_secret")
+    pair.start()
+
+    assert b"POLAR" not in Path(f"/proc/{pair.helper.pid}/environ").read_bytes()
+
+
+def test_signals_for_the_daemon_do_not_end_it(pair: Pair) -> None:
+    pair.start()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(pair.helper.pid or 0, number)
+    pid = pair.helper.pid
+
+    with_it, without = pair.take(many(line("plain")))
+
+    assert with_it == without
+    assert pair.helper.pid == pid
+
+
+def test_lines_that_become_too_long_for_the_shared_memory_are_checked_without_it(started: Pair) -> None:
+    started.begin_anew()
+    one = b'{"name":"a","external_customer_id":"c"}\n'
+    with_it, without = started.take((one * (900_000 // len(one))).removesuffix(b"\n"))
+    assert with_it == without
+
+
+def test_lines_of_another_shape_go_through_it_too(started: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    started.begin_anew()
+    started.take(many(line("plain", metadata={"x": 1})))
+    started.take(many(line("other", metadata={"y": "z"})))
+    monkeypatch.setattr(started.helped[0], "_line_by_line", None)
+
+    with_it, without = started.take(many(line("other", metadata={"y": "z"})))
+
+    assert with_it == without
