@@ -140,7 +140,7 @@ class Target:
         return int(Path(f"/proc/{self.process.pid}/io").read_text().split()[1])
 
     def memory(self, key: str) -> float:
-        """Resident memory in MiB: `VmRSS` now, `VmHWM` at most; with what its helpers do not share with it."""
+        """Resident memory in MiB: `VmRSS` now, `VmHWM` at most; with what is its helpers' alone."""
         own = status_of(self.process.pid, key)
         return (own + sum(status_of(pid, "RssAnon") for pid in self.helpers())) / 1024
 

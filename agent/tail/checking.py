@@ -28,13 +28,17 @@ if TYPE_CHECKING:
     from agent.ids import Ids
     from agent.stamp import Cut
 
-SHARED_BYTES = 4 << 20
-"""Of memory for lines on their way there and back."""
+SLOTS = 2
+"""So many pieces are on their way: one waits while another is checked."""
+SLOT_BYTES = 2 << 20
+"""Of memory for a piece on its way there and back."""
+SHARED_BYTES = SLOTS * SLOT_BYTES
 
 
 class Lines(msgspec.Struct, array_like=True):
-    """What to check: so many bytes of lines, in which table's file, where in it, and when."""
+    """What to check: where it is, so many bytes of lines; in which table's file, where in it, and when."""
 
+    start: int
     size: int
     table: int
     identity: str
@@ -87,6 +91,12 @@ class _OwnIds:
         return None
 
 
+def slot(number: int) -> slice:
+    """Return the place in the shared memory of the piece with this number."""
+    start = number % SLOTS * SLOT_BYTES
+    return slice(start, start + SLOT_BYTES)
+
+
 class Checking:
     """What the process does, apart from its connection.
 
@@ -130,20 +140,20 @@ def serve(connection: socket.socket, memory: mmap.mmap) -> None:
     connection.send(b"\1")
     while asked := connection.recv(1 << 16):
         work = msgspec.msgpack.decode(asked, type=Lines)
-        lines = memory[: work.size]
+        lines = memory[work.start : work.start + work.size]
         answer = checking.check(work.table, work.identity, work.offset, lines, work.now)
-        connection.send(msgspec.msgpack.encode(_told(answer, memory)))
+        connection.send(msgspec.msgpack.encode(_told(answer, memory, work.start)))
 
 
-def _told(answer: Answer | None, memory: mmap.mmap) -> Stamped:
+def _told(answer: Answer | None, memory: mmap.mmap, start: int) -> Stamped:
     """Put an answer where the daemon finds it, and say where; nothing where there is no room for it."""
     stamped = Stamped([])
     if answer is None:
         return stamped
     own = msgspec.json.encode(answer.own) if answer.own else b""
-    if sum(len(lines) for lines, _ in answer.groups) + len(own) > len(memory):
+    if sum(len(lines) for lines, _ in answer.groups) + len(own) > SLOT_BYTES:
         return stamped
-    end = 0
+    end = start
     for lines, count in answer.groups:
         memory[end : end + len(lines)] = lines
         end += len(lines)

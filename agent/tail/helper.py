@@ -28,7 +28,7 @@ import msgspec
 
 from agent.logs import get
 from agent.tail import checking
-from agent.tail.checking import SHARED_BYTES, Answer, Lines, Stamped
+from agent.tail.checking import SHARED_BYTES, SLOT_BYTES, SLOTS, Answer, Lines, Stamped, slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agent.tail import Table
 
 _LEAST_BYTES = 64 * 1024
-_MOST_BYTES = SHARED_BYTES // 4
+_MOST_BYTES = SLOT_BYTES // 4
 """Stamped, the shortest lines take almost four times the room."""
 _BACKLOG_BYTES = 16 << 20
 """So much is read at a stretch before it is worth a process."""
@@ -67,6 +67,7 @@ class Helper:
         self._socket: socket.socket | None = None
         self._memory: mmap.mmap | None = None
         self._ready = False
+        self._asked = self._answered = 0
         self._log = get("tail")
 
     @property
@@ -87,12 +88,8 @@ class Helper:
             if is_possible():
                 self._start()
 
-    def takes(self, lines: bytes) -> bool:
-        """Tell whether the process is there, and these lines are neither few nor too many for it."""
-        return _LEAST_BYTES <= len(lines) <= _MOST_BYTES and self._is_ready()
-
-    def check(self, table: int, identity: str, offset: int, lines: bytes, now: float) -> Answer | None:
-        """Check and stamp whole lines that `takes` was asked about; None when something is in doubt.
+    def ask(self, table: int, identity: str, offset: int, lines: bytes, now: float) -> int | None:
+        """Have whole lines checked and stamped while something else is done.
 
         Args:
             table: the number of their file's.
@@ -100,18 +97,50 @@ class Helper:
             offset: where they begin in it.
             lines: joined by newlines.
             now: Unix time in seconds by the server's clock.
+
+        Returns:
+            What to ask `answer` for; None when there is no process, or too few lines or too many.
         """
-        assert self._memory is not None  # noqa: S101 - it is ready
-        assert self._socket is not None  # noqa: S101 - as above
-        memory = self._memory
-        memory[: len(lines)] = lines
+        if not _LEAST_BYTES <= len(lines) <= _MOST_BYTES or not self._is_ready():
+            return None
+        if self._asked - self._answered == SLOTS:
+            self._receive()
+        place = slot(self._asked)
+        work = Lines(place.start, len(lines), table, identity, offset, now)
         try:
-            self._socket.send(msgspec.msgpack.encode(Lines(len(lines), table, identity, offset, now)))
+            if self._memory is None or self._socket is None:
+                return None
+            self._memory[place.start : place.start + len(lines)] = lines
+            self._socket.send(msgspec.msgpack.encode(work))
+        except OSError as error:
+            self._give_up(error)
+            return None
+        self._asked += 1
+        return self._asked
+
+    def answer(self, ticket: int) -> Answer | None:
+        """Return what came of lines; None when something is in doubt, or the answer is lost.
+
+        Args:
+            ticket: what `ask` returned; others that are older are not asked for any more.
+        """
+        answer = None
+        while self._answered < min(ticket, self._asked):
+            answer = self._receive()
+        return answer
+
+    def _receive(self) -> Answer | None:
+        """Take the next answer."""
+        if self._memory is None or self._socket is None:
+            return None
+        memory, start = self._memory, slot(self._answered).start
+        try:
             stamped = msgspec.msgpack.decode(self._socket.recv(1 << 16), type=Stamped)
         except (OSError, msgspec.MsgspecError) as error:
             self._give_up(error)
             return None
-        start, groups = 0, []
+        self._answered += 1
+        groups = []
         for end, count in stamped.groups:
             groups.append((memory[start:end], count))
             start = end
@@ -136,6 +165,7 @@ class Helper:
         if self._memory is not None:
             self._memory.close()
         self._socket = self._memory = None
+        self._answered = self._asked
         if process is not None:
             try:
                 process.wait(_END_SECONDS)

@@ -19,7 +19,7 @@ from agent.tail.taking import Place, Taken, Taking
 from agent.writer import Append
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agent.clock import Clock
     from agent.event import Checker
@@ -151,11 +151,12 @@ class Reading:
             Where that one begins, from the first on; None when there is none.
         """
         room = self._letters_room()
-        take = partial(self._takings[table].take, now=self._server_now(), wall=self._clock.wall())
-        for start, piece in pieces(lines, _PIECE_BYTES):
+        taking, now = self._takings[table], self._server_now()
+        take = partial(taking.take, now=now, wall=self._clock.wall())
+        for start, piece, ticket in _asked_for(taking, place, lines, now):
             line = None if place.line is None else place.line + taken.lines
             here = place._replace(offset=place.offset + start, line=line)
-            more = take(here, piece, seen)
+            more = take(here, piece, seen, ticket=ticket)
             left = room - len(taken.letters)
             if len(more.letters) > left:
                 fitting = (more.letters[left].offset or 0) - here.offset
@@ -227,3 +228,17 @@ class Reading:
     def problems(self) -> list[tuple[str, str]]:
         """Return the paths of files that wait, and why; from any thread."""
         return [(path, f"{_CROWDED}; {_CROWDED_HINT}") for path in dict(self._crowded).values()]
+
+
+def _asked_for(
+    taking: Taking, place: Place, lines: bytes, now: float
+) -> Iterator[tuple[int, bytes, int | None]]:
+    """Yield pieces: where each begins, its lines, and its ticket. The next one is asked for before."""
+    ahead: tuple[int, bytes, int | None] | None = None
+    for start, piece in pieces(lines, _PIECE_BYTES):
+        ticket = taking.ask(place.identity, place.offset + start, piece, now)
+        if ahead is not None:
+            yield ahead
+        ahead = start, piece, ticket
+    if ahead is not None:
+        yield ahead

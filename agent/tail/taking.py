@@ -110,7 +110,22 @@ class Taking:
         self._number = number
         self._helper = helper
 
-    def take(self, place: Place, block: bytes, seen: Lasting, *, now: float, wall: float) -> Taken:
+    def ask(self, identity: str, offset: int, block: bytes, now: float) -> int | None:
+        """Have the helper look at lines that will be taken; return the ticket for `take`, if it does."""
+        if self._helper is None or not _all_short(block, self._max_line_bytes):
+            return None
+        return self._helper.ask(self._number, identity, offset, block, now)
+
+    def take(
+        self,
+        place: Place,
+        block: bytes,
+        seen: Lasting,
+        *,
+        now: float,
+        wall: float,
+        ticket: int | None = None,
+    ) -> Taken:
         """Check and stamp whole lines.
 
         Args:
@@ -119,9 +134,10 @@ class Taking:
             seen: what came lately; what is taken is entered there, or reserved.
             now: Unix time in seconds by the server's clock.
             wall: the same by ours.
+            ticket: of the helper that looks at these lines.
         """
         if _all_short(block, self._max_line_bytes):
-            checked = self._check_block(place, block, seen, now)
+            checked = self._check_block(place, block, seen, now, ticket)
             if checked is not None:
                 return Taken(checked.groups, checked.held, [], checked.count)
         return self._line_by_line(place, block, Reservation(seen), now=now, wall=wall)
@@ -130,10 +146,12 @@ class Taking:
         """Return the dead letter of a line of which only the beginning was read."""
         return _letter(place, _Line(1, place.offset, beginning), too_long(self._max_line_bytes), wall)
 
-    def _check_block(self, place: Place, block: bytes, seen: Lasting, now: float) -> Checked | None:
+    def _check_block(
+        self, place: Place, block: bytes, seen: Lasting, now: float, ticket: int | None
+    ) -> Checked | None:
         """Check and stamp lines if they are all fine and regular, and lack the same defaults; else None."""
-        if self._helper is not None and self._helper.takes(block):
-            answer = self._helper.check(self._number, place.identity, place.offset, block, now)
+        if ticket is not None and self._helper is not None:
+            answer = self._helper.answer(ticket)
             if answer is None or (answer.own and not seen.enter(answer.own, block)):
                 return None
             return Checked(answer.groups, [], [Fate(sum(count for _, count in answer.groups))])

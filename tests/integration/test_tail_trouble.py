@@ -187,5 +187,5 @@ def test_the_process_that_helps_with_a_backlog_can_die_and_ends_with_the_daemon(
     product.start_daemon()
 
     wait_until(lambda: product.status()["ledger"]["accepted"] == len(BACKLOG))
-    wait_until(lambda: product.status()["ledger"]["pending"] == 0)
+    wait_until(lambda: not product.status()["queue"]["events"])
     assert names(product) == sorted(map(str, range(len(BACKLOG))))

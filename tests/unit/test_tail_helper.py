@@ -24,6 +24,8 @@ from agent.tail.taking import Place, Taken, Taking
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.tail.checking import Answer
+
 pytestmark = pytest.mark.skipif(not is_possible(), reason="needs Linux and two processors")
 
 NOW = 1.8e9
@@ -54,15 +56,14 @@ class Pair:
         wait_until(self.ready)
 
     def ready(self) -> bool:
-        return self.helper.takes(bytes(PIECE))
+        ticket = self.helper.ask(0, PLACE.identity, 0, many(line("hello")), NOW)
+        return ticket is not None and self.helper.answer(ticket) is not None
 
     def take(self, block: bytes, table: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what becomes of lines with the helper, and without it."""
-        takings = self.helped[table], self.alone[table]
-        with_it, without = (
-            taking.take(PLACE, block, seen, now=NOW, wall=NOW)
-            for taking, seen in zip(takings, self.seen, strict=True)
-        )
+        ticket = self.helped[table].ask(PLACE.identity, PLACE.offset, block, NOW)
+        with_it = self.helped[table].take(PLACE, block, self.seen[0], now=NOW, wall=NOW, ticket=ticket)
+        without = self.alone[table].take(PLACE, block, self.seen[1], now=NOW, wall=NOW)
         return told(with_it), told(without)
 
 
@@ -250,3 +251,20 @@ def test_lines_of_another_shape_go_through_it_too(started: Pair, monkeypatch: py
     with_it, without = started.take(many(line("other", metadata={"y": "z"})))
 
     assert with_it == without
+
+
+def offset_of(answer: Answer | None) -> int:
+    """Return where the first of these lines stood in its file."""
+    assert answer is not None
+    return int(json.loads(answer.groups[0][0].partition(b"\n")[0])["external_id"].split("-")[3])
+
+
+def test_two_pieces_may_be_on_their_way_at_once(started: Pair) -> None:
+    tickets = [started.helper.ask(0, PLACE.identity, offset, many(line("a")), NOW) for offset in (1, 2)]
+    assert [offset_of(started.helper.answer(ticket or 0)) for ticket in tickets] == [1, 2]
+
+
+def test_an_answer_that_nobody_wants_is_passed_over(started: Pair) -> None:
+    tickets = [started.helper.ask(0, PLACE.identity, offset, many(line("a")), NOW) for offset in (3, 4, 5)]
+    assert offset_of(started.helper.answer(tickets[2] or 0)) == 5
+    assert started.helper.answer(tickets[0] or 0) is None
