@@ -47,12 +47,14 @@ class Version(NamedTuple):
         offset: and at which byte.
         certain: that it is one of this page: else it is damaged, and its number may be what is.
         final: it is as it was written, and all that was written after it is known.
+        newest: it may be newer than those before it.
     """
 
     file: RawFile
     offset: int
     certain: bool
     final: bool
+    newest: bool = False
 
 
 class Cell(NamedTuple):
@@ -100,6 +102,8 @@ class Pages:
         self.page_size = log.page_size
         self.missing = log.missing
         self._known = all(frame.sound for frame in log.frames if frame.current) and not log.missing
+        # The database may have what is damaged in the log, and be newer than the rest of it.
+        self._in_order = self._known or all(frame.copied is not None for frame in log.frames if frame.current)
         pages = log.pages if self._known else 0
         there = -(-self._database.size // self.page_size)
         self._in_database = min(there, pages or there)
@@ -138,7 +142,9 @@ class Pages:
         versions = list(self._newer.get(number, ()))
         if 0 < number <= self._in_database:
             place = (number - 1) * self.page_size
-            versions.append(Version(self._database, place, certain=True, final=False))
+            versions.append(
+                Version(self._database, place, certain=True, final=False, newest=not self._in_order)
+            )
         return versions + self._older.get(number, [])
 
     def leaves(self) -> Iterator[int]:

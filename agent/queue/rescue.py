@@ -145,7 +145,7 @@ class Rescue:
             if listed is None and keys & doubtful:
                 listed = doubtful
             for cell in leaf.cells:
-                if listed is None or cell.key in listed:
+                if listed is None or cell.key in listed or version.newest:
                     self._cells[cell.key].append(cell)
             if leaf.whole and listed is None:
                 listed = keys if version.certain else None

@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.queue.raw import RawFile
@@ -28,8 +29,10 @@ _HEAD = struct.Struct(">2I8s2I")  # page, pages of the database after a commit o
 _MAGIC = 0x377F0682  # the lowest bit tells the byte order of what is summed
 _INDEX = struct.Struct("=3I2BH4I8s2I")  # twice; the byte order is the machine's own
 _INDEX_VERSION = 3007000
-_COPIED = struct.Struct("=I")  # how many frames are in the database already
+_COPIED = struct.Struct("=I28xI")  # how many frames are in the database already, how many may be
 _MASK = 0xFFFFFFFF
+# Where the header cannot tell the byte order of the sums, it is that of almost every machine.
+_WORDS = struct.Struct("<2I")
 _Sums = tuple[int, int]
 
 
@@ -42,7 +45,8 @@ class Frame:
         offset: where the page begins in the file.
         current: it was committed, and is not left over from before the log began anew.
         sound: its checksum holds.
-        copied: the database has this state of the page, or a newer one; None when nobody knows.
+        copied: the database has this state of the page, or a newer one; None when nobody knows, as where
+            a move to the database was broken off.
     """
 
     page: int
@@ -75,16 +79,20 @@ class Glance:
     Attributes:
         frames: so many were committed for certain, as the index says.
         copied: so many of them are in the database already; None when there is no index to tell.
+        tried: of so many nobody knows: the index was made anew since, or a move of them did not end.
         commits: the numbers of the frames that say that they end a commit.
         last: the number of the last frame of this log.
         pages: the numbers of the pages that are in it.
+        salts: what its frames are marked with, and those of the log before it in the same file are not.
     """
 
     frames: int
     copied: int | None
+    tried: int
     commits: Sequence[int]
     last: int
     pages: frozenset[int]
+    salts: bytes
 
     def lost(self, taken: int) -> bool:
         """Tell whether commits are gone when SQLite has taken so many frames.
@@ -93,9 +101,10 @@ class Glance:
         after it was synced. The last commit alone may be what a power cut left of one that nobody
         was told of; it is no loss unless the index knows it.
         """
-        if taken == 0 and self.copied is not None and self.copied >= self.frames:
+        committed = self.committed(taken)
+        if taken == 0 and self.copied is not None and self.copied >= committed:
             return False  # all of it is in the database already
-        return self.committed(taken) > taken
+        return committed > taken
 
     def committed(self, taken: int) -> int:
         """Return the number of the last frame that was committed, when SQLite has taken so many."""
@@ -121,6 +130,7 @@ class _Head(NamedTuple):
 class _Index(NamedTuple):
     frames: int
     copied: int
+    tried: int
     salts: bytes
 
 
@@ -129,7 +139,9 @@ def glance(log: Path, index: Path) -> Glance:
     with closing(RawFile(log)) as file:
         header = _read_header(file)
         heads = _read_heads(file, header.page_size if header else PAGE_SIZE)
-    return _glance(header, heads, _read_index(index))
+        known = _read_index(index)
+        salts = header.salts if header else _salts_without_header(file, heads, known)
+    return _glance(salts, heads, known)
 
 
 def head(index: Path) -> bytes | None:
@@ -196,7 +208,7 @@ def takes(log: Path) -> int:
             start = _HEADER.size + (number - 1) * (_HEAD.size + header.page_size)
             data = memoryview(file.read(start, _HEAD.size + header.page_size))
             sums = _sum(header.words, data[_HEAD.size :], _sum(header.words, data[:8], sums))
-            if head.salts != header.salts or sums != head.sums or not head.page:
+            if head.salts != header.salts or sums != head.sums:
                 break
             last = number if head.commit else last
     return last
@@ -214,10 +226,9 @@ def read(log: Path, seen: Glance, page_size: int) -> Log:
         header = _read_header(file)
         size = header.page_size if header else page_size
         heads = _read_heads(file, size)
-        salts = header.salts if header else _commonest(heads)
+        salts = header.salts if header else seen.salts
         end = seen.committed(seen.frames) if seen.frames else max(seen.commits, default=0)
-        # Where the header cannot tell the byte order of the sums, it is that of almost every machine.
-        words = header.words if header else struct.Struct("<2I")
+        words = header.words if header else _WORDS
         sums = header.sums if header else (0, 0)
         frames = []
         for number, head in enumerate(heads, 1):
@@ -226,7 +237,8 @@ def read(log: Path, seen: Glance, page_size: int) -> Log:
             if number <= end and head.salts == salts:
                 data = memoryview(file.read(start, _HEAD.size + size))
                 sound = _sum(words, data[_HEAD.size :], _sum(words, data[:8], sums)) == head.sums
-            copied = None if seen.copied is None else number <= seen.copied
+            unknown = seen.copied is None or seen.copied < number <= seen.tried
+            copied = None if unknown else number <= (seen.copied or 0)
             frames.append(Frame(head.page, start + _HEAD.size, number <= end, sound, copied))
             sums = head.sums  # each frame's sums go on from those of the one before it
     pages = heads[end - 1].commit if 0 < end <= len(heads) and frames[end - 1].sound else 0
@@ -253,20 +265,48 @@ def _read_heads(file: RawFile, page_size: int) -> list[_Head]:
     return heads
 
 
-def _glance(header: _Header | None, heads: Sequence[_Head], known: _Index | None) -> Glance:
-    """Put together what header, frames and index say."""
-    salts = header.salts if header else _commonest(heads)
+def _glance(salts: bytes, heads: Sequence[_Head], known: _Index | None) -> Glance:
+    """Put together what frames and index say of the log with these salts."""
     own = [number for number, head in enumerate(heads, 1) if head.salts == salts]
-    commits = [number for number in own if heads[number - 1].commit]
-    # The index may be that of a log that was begun anew; or the log's header is what is damaged.
-    believed = known is not None and (header is None or known.salts == salts)
+    # The index may be that of a log that was begun anew since.
+    believed = known is not None and known.salts == salts
     return Glance(
         known.frames if known and believed else 0,
         known.copied if known and believed else None,
-        commits,
+        known.tried if known and believed else 0,
+        commits=[number for number in own if heads[number - 1].commit],
         last=max(own, default=0),
         pages=frozenset(heads[number - 1].page for number in own),
+        salts=salts,
     )
+
+
+def _salts_without_header(file: RawFile, heads: Sequence[_Head], known: _Index | None) -> bytes:
+    """Return the salts of a log that cannot tell them itself.
+
+    A log begins anew in the same file, with salts of which the first is one more, and may have left
+    many frames of the one before it standing behind its own. Its own come first: their sums show which
+    of them are whole. Where none is, the index may know; but it may be older than the log, too.
+    """
+    salts = _first_sound(file, heads)
+    if known is not None and known.frames and (salts is None or _is_later(known.salts, salts)):
+        return known.salts
+    return salts or _commonest(heads)
+
+
+def _is_later(salts: bytes, others: bytes) -> bool:
+    """Tell whether a log with these salts is not older than one in the same file with others."""
+    first, second = (int.from_bytes(some[:4], "big") for some in (salts, others))
+    return first - second & _MASK < 1 << 31
+
+
+def _first_sound(file: RawFile, heads: Sequence[_Head]) -> bytes | None:
+    """Return the salts of the first frame that goes on from the one before it."""
+    for number, (before, head) in enumerate(pairwise(heads), 1):
+        data = memoryview(file.read(_HEADER.size + number * (_HEAD.size + PAGE_SIZE), _HEAD.size + PAGE_SIZE))
+        if head.page and _sum(_WORDS, data[_HEAD.size :], _sum(_WORDS, data[:8], before.sums)) == head.sums:
+            return head.salts  # and not zeros, of which the sums hold, too
+    return None
 
 
 def _commonest(heads: Sequence[_Head]) -> bytes:
@@ -288,7 +328,8 @@ def _index_in(file: RawFile) -> _Index | None:
     sound = one == two and _sum(struct.Struct("=2I"), one[:-8], (0, 0)) == tuple(sums)
     if not sound or version != _INDEX_VERSION or not begun:
         return None
-    return _Index(frames, _COPIED.unpack_from(rest)[0], salts)
+    copied, tried = _COPIED.unpack_from(rest)
+    return _Index(frames, copied, tried, salts)
 
 
 def _sum(words: struct.Struct, data: bytes | memoryview, start: _Sums) -> _Sums:
