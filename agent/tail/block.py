@@ -45,6 +45,8 @@ class Kind(Enum):
     """The beginning of a line that is longer than any may be."""
     SKIPPED = auto()
     """More of such a line."""
+    HOLE = auto()
+    """NUL bytes before a line: whoever does not append leaves them when the file is truncated."""
     CHANGED = auto()
     """The file is not what it was."""
 
@@ -87,14 +89,17 @@ def next_block(
         max_line_bytes: the longest line.
         final: nothing will be added to the file: its last line needs no newline.
     """
-    if is_changed(at, before, rest):
-        return Block(Kind.CHANGED)
-    if not rest:
-        return Block(Kind.NOTHING)
+    changed = is_changed(at, before, rest)
+    if changed or not rest:
+        return Block(Kind.CHANGED if changed else Kind.NOTHING)
     if at.skipping:
         end = rest.find(b"\n") + 1
         part = rest[:end] if end else rest
         return Block(Kind.SKIPPED, part, len(part), _last(before, part, len(part)), ended=bool(end))
+    hole = len(rest) - len(rest.lstrip(b"\0"))
+    # At the end of a file they may be room that is still to be written to.
+    if hole and (hole < len(rest) or final or len(rest) > max_line_bytes + _SLACK):
+        return Block(Kind.HOLE, rest[:hole], hole, _last(before, rest, hole))
     end = rest.rfind(b"\n") + 1
     if not end and len(rest) > max_line_bytes + _SLACK:
         return Block(Kind.TOO_LONG, rest, len(rest), _last(before, rest, len(rest)))
@@ -122,6 +127,11 @@ def beginning(block: Block, length: int) -> Block:
     """Return the first lines of a block of lines, so many bytes with the newline of the last one."""
     part = block.data[: length - 1]
     return Block(Kind.LINES, part, length, _last(block.before, block.data, length), before=block.before)
+
+
+def skips(block: Block) -> bool:
+    """Tell whether what follows a block is more of a line that is passed over."""
+    return block.kind in (Kind.TOO_LONG, Kind.SKIPPED) and not block.ended
 
 
 def pieces(lines: bytes, size: int) -> Iterator[tuple[int, bytes]]:

@@ -8,12 +8,13 @@ again all lines are given again, under the same ids.
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from agent.queue import Checkpoint
-from agent.tail.block import Block, Kind, advance, next_block, read_bytes, wants_head
+from agent.tail.block import Block, Kind, advance, next_block, read_bytes, skips, wants_head
 from agent.tail.identity import BOM, HEAD_BYTES, line_id
 from agent.tail.known import KnownFiles
 from agent.tail.open_file import OpenFile, open_file
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 256 * 1024
 _BLANK = b" \t\r\n"
+_HOLE = re.compile(rb"^\0+", re.MULTILINE)
 
 
 class Piece(NamedTuple):
@@ -101,8 +103,7 @@ class Once:
         lines = block.data.count(b"\n") + 1 if block.kind is Kind.LINES else int(block.ended)
         head = file.read(0, HEAD_BYTES) if wants_head(at) else b""
         after = advance(at, block, head, lines=lines)
-        skipping = block.kind is not Kind.LINES and not block.ended
-        return msgspec.structs.replace(after, skipping=skipping)
+        return msgspec.structs.replace(after, skipping=skips(block))
 
 
 def _look_through(file: OpenFile, tick: Callable[[], object]) -> None:
@@ -129,9 +130,13 @@ def _pieces(at: Checkpoint, data: bytes, read: int) -> Iterator[Piece]:
         end = data.rfind(b"\n", start, start + _PIECE_BYTES) + 1 or data.index(b"\n", start) + 1
         piece, offset, ids = data[start:end], at.offset + start, []
         for raw in piece.split(b"\n")[:-1]:
-            text = raw.removeprefix(BOM) if not offset else raw
-            ids.append(line_id(at.id, offset, text.strip(_BLANK)))
+            text = (raw.removeprefix(BOM) if not offset else raw).lstrip(b"\0")
+            # NUL bytes before a line are no part of it.
+            begin = offset + (len(raw) - len(text) if raw.startswith(b"\0") else 0)
+            ids.append(line_id(at.id, begin, text.strip(_BLANK)))
             offset += len(raw) + 1
+        if b"\0" in piece:
+            piece = _HOLE.sub(b"", piece)
         if not at.offset and not start:
             piece = piece.removeprefix(BOM)
         yield Piece(piece, ids, line, read)

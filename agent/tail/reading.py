@@ -10,7 +10,7 @@ import msgspec
 
 from agent.errors import reason_of
 from agent.logs import get
-from agent.tail.block import Block, Kind, advance, beginning, next_block, pieces, wants_head
+from agent.tail.block import Block, Kind, advance, beginning, next_block, pieces, skips, wants_head
 from agent.tail.helper import Helper
 from agent.tail.identity import HEAD_BYTES
 from agent.tail.order import InOrder
@@ -114,7 +114,7 @@ class Reading:
         head = file.read(0, HEAD_BYTES) if wants_head(at) else b""
         place = Place(at.id, at.path, at.offset, at.line)
         taken, wall = Taken(), self._clock.wall()
-        skipping = block.kind is not Kind.LINES and not block.ended
+        skipping = skips(block)
         size = block.size
         if block.kind is Kind.LINES:
             stopped = self._take_lines(taken, tailed.table, place, block.data, seen)
@@ -160,6 +160,8 @@ class Reading:
             left = room - len(taken.letters)
             if len(more.letters) > left:
                 fitting = (more.letters[left].offset or 0) - here.offset
+                # NUL bytes before it stay with it, so that lines are counted right.
+                fitting = piece.rfind(b"\n", 0, fitting) + 1
                 if fitting:
                     taken.add(take(here, piece[: fitting - 1], seen))
                 return start + fitting

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agent.queue import Checkpoint
 
 _COUNTED_BYTES = 8 << 20
+_PIECE_BYTES = 64 * 1024
 
 
 def first_seen(pattern: str) -> str:
@@ -125,7 +126,11 @@ def lag_lines(path: str, offset: int, lag: int | None, line: int | None) -> int 
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             file.seek(offset)
-            return file.read(lag).count(b"\n")
+            count = 0
+            while lag > 0 and (piece := file.read(min(lag, _PIECE_BYTES))):
+                count += piece.count(b"\n")
+                lag -= len(piece)
+            return count
     except OSError:
         return None
 

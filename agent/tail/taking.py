@@ -174,11 +174,17 @@ class Taking:
         refused: list[tuple[_Line, Refusal]] = []
         offset = place.offset
         for number, raw in enumerate(block.split(b"\n"), 1):
-            text = (raw.removeprefix(BOM) if offset == 0 else raw).strip(_BLANK)
+            text = raw.removeprefix(BOM) if offset == 0 else raw
+            begin = offset
+            if raw.startswith(b"\0"):
+                # As behind a hole that is met by itself.
+                text = raw.lstrip(b"\0")
+                begin += len(raw) - len(text)
+            text = text.strip(_BLANK)
             if len(text) > self._max_line_bytes:
-                refused.append((_Line(number, offset, text), too_long(self._max_line_bytes)))
+                refused.append((_Line(number, begin, text), too_long(self._max_line_bytes)))
             elif text:
-                lines.append(_Line(number, offset, text))
+                lines.append(_Line(number, begin, text))
             offset += len(raw) + 1
             taken.lines = number
         ids = [line_id(place.identity, line.offset, line.text) for line in lines]

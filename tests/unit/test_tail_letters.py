@@ -65,3 +65,15 @@ def test_what_is_not_committed_yet_counts(desk: Desk, tmp_path: Path) -> None:
     desk.commit()
 
     assert desk.queue.books().dead == 2
+
+
+def test_a_line_that_waits_behind_zeros_keeps_its_number(desk: Desk, tmp_path: Path) -> None:
+    desk.max_dead_letters = 0
+    (tmp_path / "one").write_bytes(line("a") + b"\0\0\0bad\n" + b"worse\n")
+    desk.settle()
+    assert desk.names() == ["a"]
+
+    desk.max_dead_letters = 2
+    desk.settle()
+
+    assert [letter.line for letter in desk.queue.dead_letters()] == [2, 3]
