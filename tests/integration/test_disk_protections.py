@@ -20,10 +20,22 @@ from support.clock import FakeClock
 from support.damage import DATABASE, INDEX, LOG, reports, write
 from support.queues import chunk_of, delivered, letter, pending
 
-from agent import chunk
+from agent import chunk, lock
 from agent.errors import QueueError, QueueFullError, QueueLockedError
-from agent.lock import QueueLock
-from agent.queue import Change, Settlement, backfill, ballast, check, disk, look, losses, replace_books, wal
+from agent.lock import QueueLock, holder
+from agent.queue import (
+    Change,
+    Settlement,
+    backfill,
+    ballast,
+    check,
+    disk,
+    hold,
+    look,
+    losses,
+    replace_books,
+    wal,
+)
 from agent.queue.ballast import Ballast
 from agent.queue.disk import DiskQueue
 from agent.queue.fault import fault
@@ -232,6 +244,28 @@ def test_room_is_kept_by_a_file_that_takes_it_and_is_on_the_disk(
     assert len(zlib.compress(few)) > len(few), "a file system may compress what it holds"
 
 
+def test_room_that_is_kept_counts_although_no_name_for_a_start_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tmp_path), "touch", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+
+    assert Ballast(tmp_path).keep()
+
+
+def test_what_is_for_a_start_is_made_once_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([20_000, 200, 20_000])  # blocks: for the ballast, and twice for a start
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_bavail=next(free)))
+    kept = Ballast(tmp_path)
+
+    assert kept.keep()
+    assert not (tmp_path / "ballast.start").exists(), "the last of a full disk was taken"
+
+    assert kept.keep()
+    assert (tmp_path / "ballast.start").stat().st_size > 0
+
+
 def test_no_room_is_kept_where_hardly_any_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_bavail=ballast.MOST_BYTES // 4096 + 10))
 
@@ -282,6 +316,31 @@ def test_what_is_taken_out_is_given_back_at_once_where_room_is_short(directory: 
         queue.recover(short=True)
 
         assert (directory / DATABASE).stat().st_size < large
+
+
+@pytest.mark.parametrize("asked", ["make way", "look at the log", "open", "read"])
+def test_what_the_disk_refuses_while_a_queue_is_opened_or_read_is_told_in_our_words(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    refusal = raising(OSError(errno.EIO, os.strerror(errno.EIO)))
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        if asked == "read":
+            monkeypatch.setattr(queue._cache, "get", refusal)
+            with pytest.raises(QueueError, match=r"cannot read the queue: .*: Input/output error"):
+                queue.get(1)
+            return
+    places = {
+        "make way": (Ballast, "make_way"),
+        "look at the log": (check, "keep_index"),
+        "open": (disk, "open_store"),
+    }
+    monkeypatch.setattr(*places[asked], refusal)
+
+    with pytest.raises(QueueError, match=r"cannot open the queue: .*: Input/output error"):
+        DiskQueue(directory)
+
+    assert not reports(directory)
 
 
 # -- ready again -------------------------------------------------------------------------
@@ -369,7 +428,14 @@ def test_a_connection_that_failed_to_move_the_log_is_not_used_again(directory: P
 
 
 @pytest.mark.parametrize(
-    ("disk", "given"), [({"f_bavail": 255}, True), ({"f_favail": 3}, True), ({}, False)], ids=str
+    ("disk", "given"),
+    [
+        ({"f_bavail": 255}, True),
+        ({"f_favail": 3}, True),
+        ({}, False),
+        ({"f_files": 0, "f_favail": 0}, False),  # a file system that does not count names
+    ],
+    ids=str,
 )
 def test_what_is_kept_is_given_back_before_a_start_without_room_or_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: dict[str, int], *, given: bool
@@ -407,6 +473,28 @@ def test_damage_that_a_commit_comes_upon_is_mended_and_the_commit_done(
 
         assert pending(queue) == ["a", "b", "c"]
         assert len(reports(directory)) == 1, "the new files were taken for strange ones"
+
+
+def test_events_whose_books_cannot_be_written_are_not_written_either(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed between the two would leave books that do not balance."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        write_row = queue._cache.set
+
+        def no_books(key: object, row: bytes) -> None:
+            if key == BOOKS:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            write_row(key, row)
+
+        with monkeypatch.context() as refusing:
+            refusing.setattr(queue._cache, "set", no_books)
+            with pytest.raises(QueueError):
+                queue.commit(Change(appends=[chunk_of("b")]))
+
+        assert queue._cache.get(2) is None
+        assert queue.audit() is False
 
 
 def test_damage_that_opening_comes_upon_is_mended(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,6 +591,21 @@ def test_a_chunk_that_is_as_it_was_written_after_all_stays(directory: Path) -> N
         queue.commit(Change(settlements=[Settlement(1, None, damaged=True)]))
 
         assert pending(queue) == ["a"]
+        assert (queue.books().pending, queue.books().lost) == (1, 0)
+
+
+def test_a_chunk_of_a_newer_version_is_not_set_aside_as_damaged(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        with monkeypatch.context() as patch:
+            patch.setattr(chunk, "VERSION", chunk.VERSION + 1)
+            queue.commit(Change(appends=[chunk_of("a")]))
+        before = queue._cache.get(1)
+
+        queue.commit(Change(settlements=[Settlement(1, None, damaged=True)]))
+
+        assert queue._cache.get(1) == before
         assert (queue.books().pending, queue.books().lost) == (1, 0)
 
 
@@ -624,6 +727,21 @@ def test_a_chunk_that_was_lost_and_is_settled_all_the_same_is_counted_once_and_t
         assert books.bytes == len(queue._cache.get(2))
 
 
+def test_a_chunk_that_was_lost_and_is_settled_in_two_parts_at_once_is_found_again_once(
+    directory: Path,
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a", "b"), chunk_of("c")]))
+        queue._cache.set(1, queue._cache.get(1)[:-1] + b"?")
+        queue._replace("damaged")
+        assert (queue.books().pending, queue.books().lost) == (1, 2)
+
+        queue.commit(Change(settlements=[delivered(1, 1, chunk_of("b")), delivered(1)]))
+
+        books = queue.books()
+        assert (books.accepted, books.pending, books.delivered, books.lost) == (3, 1, 2, 0)
+
+
 def test_a_log_that_sqlite_makes_anew_after_a_failure_is_none_that_was_taken_away(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -652,6 +770,43 @@ def test_the_sizes_that_are_kept_in_memory_are_few(directory: Path, monkeypatch:
             queue.commit(Change(appends=[chunk_of(number)]))
 
         assert len(queue._sizes) <= 11
+
+
+# -- who looks from outside --------------------------------------------------------------
+
+
+def test_a_live_queue_whose_log_was_just_moved_does_not_rest(directory: Path) -> None:
+    """Who took it for one at rest would read pages while they are written."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        queue._backfill.distrust()
+        queue.recover()
+        assert (directory / LOG).stat().st_size == 0
+
+        assert not look.rests(directory)
+
+    assert look.rests(directory)
+
+
+def test_a_log_that_begins_anew_while_it_is_looked_at_is_not_taken_for_cut(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a"), chunk_of("b")]))
+        takes, looks = wal.takes, []
+
+        def begins_anew(log: Path) -> int:
+            looks.append(log)
+            if len(looks) == 1:
+                queue._backfill.distrust()
+                queue.recover()
+                queue.commit(Change(settlements=[delivered(1)]))
+            return takes(log) if len(looks) > 1 else 0
+
+        monkeypatch.setattr(wal, "takes", begins_anew)
+
+        assert look.log_is_cut(directory) is False
+        assert len(looks) == 2
 
 
 # -- found before it is opened -----------------------------------------------------------
@@ -766,12 +921,65 @@ def test_where_directories_cannot_be_locked_the_file_alone_keeps_others_out(
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", no_directories)
-    lock = QueueLock(directory)
+    held = QueueLock(directory)
 
     with pytest.raises(QueueLockedError):
         QueueLock(directory)
-    lock.release()
+    assert holder(directory) == os.getpid()
+    held.release()
+    assert holder(directory) is None
     QueueLock(directory).release()
+
+
+def test_who_holds_a_directory_is_known_although_the_file_of_the_lock_is_gone(directory: Path) -> None:
+    directory.mkdir()
+    held = QueueLock(directory)
+    (directory / "lock").unlink()
+
+    assert holder(directory) == os.getpid()
+
+    held.release()
+    assert holder(directory) is None
+
+
+def test_a_disk_that_does_not_take_the_number_of_the_process_keeps_no_daemon_from_starting(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir()
+    monkeypatch.setattr(os, "pwrite", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+
+    QueueLock(directory).release()
+
+
+def test_who_is_refused_holds_nothing(directory: Path) -> None:
+    directory.mkdir()
+    with (directory / "lock").open("w") as others:
+        fcntl.flock(others, fcntl.LOCK_EX)
+        with pytest.raises(QueueLockedError):
+            QueueLock(directory)
+
+    QueueLock(directory).release()
+
+
+def test_who_waits_for_somebody_that_only_looks_keeps_no_third_one_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that start at once would else keep each other out for good."""
+    directory.mkdir()
+    looking, other = (os.open(directory, os.O_RDONLY) for _ in range(2))
+    fcntl.flock(looking, fcntl.LOCK_SH)
+
+    def pause() -> None:
+        fcntl.flock(looking, fcntl.LOCK_UN)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(lock, "_pause", pause)
+
+    QueueLock(directory).release()
+
+    for file in (looking, other):
+        os.close(file)
 
 
 # -- a row that is not there -------------------------------------------------------------
@@ -823,6 +1031,19 @@ def test_another_file_under_the_name_of_one_that_is_open_is_not_taken_for_it(tmp
     assert known.gone() == tmp_path / DATABASE
 
 
+def test_a_disk_that_does_not_tell_what_is_under_a_name_is_no_sign_that_it_was_taken_away(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        with monkeypatch.context() as refusing:
+            refusing.setattr(hold, "_file", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+            queue.commit(Change(appends=[chunk_of("b")]))
+
+        assert pending(queue) == ["a", "b"]
+        assert not reports(directory)
+
+
 def test_damage_to_files_that_were_taken_away_is_told_and_the_rest_has_a_name_again(directory: Path) -> None:
     with closing(DiskQueue(directory)) as queue:
         queue.commit(Change(appends=[chunk_of("a"), chunk_of("b")], letters=[letter("c"), letter("d")]))
@@ -838,6 +1059,27 @@ def test_damage_to_files_that_were_taken_away_is_told_and_the_rest_has_a_name_ag
         report = msgspec.json.decode(path.read_bytes())
         assert (report["damaged_chunks"], report["damaged_dead_letters"]) == ([1], [1])
         assert report["events_lost"] == queue.books().lost == 2
+
+
+def test_files_that_were_taken_away_are_still_there_for_the_next_try_when_the_first_one_fails(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nowhere else is what was acknowledged."""
+    clock = FakeClock()
+    with closing(DiskQueue(directory, clock=clock)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        (directory / DATABASE).unlink()
+        (directory / LOG).unlink()
+        with monkeypatch.context() as full:
+            full.setattr(losses, "fill", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+            with pytest.raises(QueueError):
+                queue.commit(Change(appends=[chunk_of("b")]))
+        clock.advance(30)
+
+        queue.commit(Change(appends=[chunk_of("c")]))
+
+        assert pending(queue) == ["a", "c"]
+        assert queue.books().lost == 0
 
 
 # -- closing -----------------------------------------------------------------------------
@@ -878,3 +1120,42 @@ def test_a_queue_is_not_closed_under_a_commit(directory: Path) -> None:
 
     closer.join()
     queue.close()
+
+
+@pytest.mark.parametrize("what", ["a read that meets damage", "a read that opens the store", "an audit"])
+def test_nothing_is_opened_or_mended_under_a_commit(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What is read of the books then would be older than what is about to be noted."""
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        mends, replace = [], queue._replace
+        monkeypatch.setattr(queue, "_replace", lambda found: (mends.append(found), replace(found)))
+        if what == "a read that meets damage":
+            queue._cache.set(-1, b"nobody wrote this")
+        elif what == "a read that opens the store":
+            queue._cache.close()
+            queue._cache = None  # as after a mend whose result could not be opened
+        thread = threading.Thread(target=queue.audit if what == "an audit" else queue.first_key)
+        with queue._write:
+            thread.start()
+            thread.join(0.3)
+            assert thread.is_alive()
+            assert not mends
+        thread.join()
+
+        assert len(mends) == (what == "a read that meets damage")
+        assert pending(queue) == ["a"]
+
+
+def test_a_queue_whose_directory_is_away_can_be_closed(directory: Path) -> None:
+    queue = DiskQueue(directory)
+    queue.commit(Change(appends=[chunk_of("a")]))
+    directory.rename(directory.with_name("elsewhere"))
+
+    queue.close()
+
+    directory.with_name("elsewhere").rename(directory)
+    with closing(DiskQueue(directory)) as queue:
+        assert pending(queue) == ["a"]
+        assert not reports(directory)

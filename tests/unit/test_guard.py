@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -203,3 +204,27 @@ def test_what_is_no_batch_at_all_is_left_to_the_server() -> None:
     scene = Scene({}, token="polar_pat_x")
 
     assert scene.send(0.0, '"organization_id"') == STORED
+
+
+def test_while_one_thread_asks_whose_token_it_is_the_others_wait_for_what_it_learns() -> None:
+    """Each question is a request of the same budget."""
+    scene = Scene({"polar_oat_new": page(OURS)}, known=OURS, token="polar_oat_new")
+    asking, answered, forward = threading.Event(), threading.Event(), scene.forward
+
+    def slow(target: str) -> Outcome:
+        asking.set()
+        assert answered.wait(20)
+        return forward(target)
+
+    scene.forward = slow
+    threads = [threading.Thread(target=scene.send) for _ in range(2)]
+    threads[0].start()
+    assert asking.wait(20)
+    threads[1].start()
+    threads[1].join(0.3)
+
+    answered.set()
+
+    for thread in threads:
+        thread.join()
+    assert (scene.asked, len(scene.sent)) == (1, 2)

@@ -46,6 +46,27 @@ class UnsteadyQueue(MemoryQueue):
         return keys
 
 
+class SmallDisk(UnsteadyQueue):
+    """Has room for so many bytes of events, and for so many ends of events, in one commit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.ends = 1 << 30
+        self.kept = True
+        self.asked: list[bool] = []
+
+    def commit(self, change: Change) -> Sequence[int]:
+        if sum(len(new.lines) for new in change.appends) > self.bytes or len(change.settlements) > self.ends:
+            self.tries += 1
+            raise QueueFullError("write the queue", "memory", "the disk is full", "make room")
+        return super().commit(change)
+
+    def recover(self, *, short: bool = False) -> None:
+        self.asked.append(short)
+        if not self.kept:
+            raise QueueFullError("write the queue", "memory", "the disk is full", "make room")
+
+
 def any_change(_: Change) -> bool:
     return True
 
@@ -87,10 +108,23 @@ class Desk:
             )
         )
 
+    def hasty(self, name: str, *, filler: int = 0) -> None:
+        """Append a line that is not kept while the disk refuses."""
+
+        def done(safe: bool) -> None:
+            self.told.append(("safe" if safe else "lost", name))
+
+        self.writer.append(Append([(line(name, filler=filler), 1)], [], 0, 0, done, keep=False))
+
     @property
     def safe(self) -> list[object]:
         """The marks of all appends that were told to be safe."""
         return [item[1] for item in self.told if item[0] == "safe"]
+
+    @property
+    def lost(self) -> list[object]:
+        """The marks of all appends that were told to be lost."""
+        return [item[1] for item in self.told if item[0] == "lost"]
 
 
 @pytest.fixture
@@ -98,8 +132,8 @@ def limits(tmp_path: Path) -> Limits:
     return Limits(max_bytes=1 << 20, reserve_bytes=0, directory=tmp_path)
 
 
-def desk_of(limits: Limits, clock: FakeClock | SystemClock) -> Desk:
-    queue = UnsteadyQueue()
+def desk_of(limits: Limits, clock: FakeClock | SystemClock, queue: UnsteadyQueue | None = None) -> Desk:
+    queue = queue or UnsteadyQueue()
     events: list[object] = []
     writer = Writer(
         queue,
@@ -645,6 +679,218 @@ def test_room_comes_back_once_the_disk_takes_what_waited(desk: Desk) -> None:
     assert desk.writer.wait_for_room(0.0)
 
 
+# -- a disk that is full -----------------------------------------------------------------
+
+
+@pytest.fixture
+def full(limits: Limits) -> Desk:
+    """A writer on a disk that can be full, with three chunks in its queue."""
+    desk = desk_of(limits, FakeClock(), SmallDisk())
+    for name in "abc":
+        desk.append(name)
+        desk.writer.step()
+    return desk
+
+
+@pytest.mark.parametrize("appends", [True, False], ids=["beside events", "alone"])
+def test_ends_of_events_that_find_no_room_together_go_one_by_one(full: Desk, *, appends: bool) -> None:
+    full.queue.bytes, full.queue.ends, full.queue.kept = 0, 1, False
+    if appends:
+        full.append("d")
+    full.writer.settle([delivered(1), delivered(2), delivered(3)])
+
+    full.writer.step()
+
+    assert counts(full.queue.books()) == {"accepted": 3, "delivered": 3}
+    assert not full.writer.settling
+
+
+def test_what_becomes_of_a_chunk_stays_in_order_where_only_some_of_it_finds_room(full: Desk) -> None:
+    """Else the chunk would be gone before its first events are settled, and these for ever."""
+    full.append("d", "e")
+    full.writer.step()
+
+    def writes_a_row(change: Change) -> bool:
+        if any(settlement.rest is not None for settlement in change.settlements):
+            raise QueueFullError("write the queue", "memory", "the disk is full", "make room")
+        return False
+
+    full.queue.refuses = writes_a_row
+    full.writer.settle([delivered(4, 1, chunk_of("e")), delivered(4), delivered(1)])
+    full.writer.step()
+    assert pending(full.queue) == ["b", "c", "d", "e"]
+    assert full.writer.settling
+
+    full.queue.refuses = lambda _: False
+    full.writer.step()
+    assert not full.writer.settling
+
+    assert counts(full.queue.books()) == {"accepted": 5, "delivered": 3, "pending": 2}
+
+
+def test_what_found_no_room_is_not_tried_again_before_there_is_some(full: Desk) -> None:
+    """Settling goes on meanwhile, and each try would write to the full disk in vain."""
+    full.queue.bytes, full.queue.kept = 0, False
+    full.append("d")
+    full.writer.step()
+    tries = full.queue.tries
+    for _ in range(3):
+        full.writer.step()
+    assert full.queue.tries == tries
+
+    full.queue.bytes, full.queue.kept = 1 << 30, True
+    full.writer.step()
+    full.writer.step()
+
+    assert pending(full.queue) == ["a", "b", "c", "d"]
+
+
+def test_what_finds_no_room_together_goes_in_portions(full: Desk) -> None:
+    full.queue.bytes = 5000
+    for name in "defgh":
+        full.append(name, filler=2000)
+
+    for _ in range(20):
+        full.writer.step()
+
+    assert full.safe == list("abcdefgh")
+    assert pending(full.queue) == list("abcdefgh")
+
+
+def test_once_there_is_room_commits_are_large_again(full: Desk) -> None:
+    full.queue.bytes = 5000
+    for name in "defgh":
+        full.append(name, filler=2000)
+    for _ in range(20):
+        full.writer.step()
+    full.queue.bytes = 1 << 30
+    for number in range(20):
+        full.append(f"large-{number}", filler=50_000)
+        full.writer.step()
+    before = len(full.queue.commits)
+
+    for number in range(10):
+        full.append(f"more-{number}", filler=2000)
+    full.writer.step()
+
+    assert len(full.queue.commits) == before + 1
+    assert full.safe[-1] == "more-9"
+
+
+@pytest.mark.parametrize("disk", ["full", "refuses"])
+def test_who_cannot_be_kept_waiting_is_told_at_once_and_nothing_of_it_is_written_later(
+    full: Desk, disk: str
+) -> None:
+    """Over HTTP it was told of a failure, and may be sent again."""
+    full.queue.bytes, full.queue.kept = 0, False
+    if disk == "refuses":
+        full.queue.refuses, full.queue.bytes = any_change, 1 << 30
+    full.hasty("d", filler=100)
+    full.writer.step()
+    assert full.lost == ["d"]
+    full.hasty("e", filler=100)
+    full.writer.step()
+    assert full.lost == ["d", "e"]
+
+    full.queue.refuses, full.queue.bytes, full.queue.kept = lambda _: False, 1 << 30, True
+    for _ in range(3):
+        full.writer.step()
+
+    assert pending(full.queue) == ["a", "b", "c"]
+    assert full.lost == ["d", "e"]
+
+
+def test_while_the_queue_is_full_what_is_taken_out_is_to_be_given_back_to_the_disk(full: Desk) -> None:
+    assert not any(full.queue.asked)
+
+    full.append("d", filler=2 << 20)
+    full.writer.step()
+    full.writer.step()
+
+    assert full.queue.asked[-1]
+
+
+def test_a_commit_on_a_small_disk_is_small(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for settling must take all that is in the log."""
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: SimpleNamespace(f_blocks=2048, f_bavail=2000, f_frsize=4096, f_bfree=2000)
+    )
+    desk = desk_of(dataclasses.replace(limits, max_bytes=1 << 30), FakeClock())
+    for name in "abcdef":
+        desk.append(name, filler=400_000)
+
+    desk.writer.step()
+
+    assert 0 < len(desk.safe) < 6
+
+
+def test_while_too_much_waits_one_commit_of_it_makes_no_room(desk: Desk) -> None:
+    for name in "abc":
+        desk.append(name, filler=9 << 20)
+
+    desk.writer.step()
+
+    assert desk.safe == ["a"]
+    assert not desk.writer.wait_for_room(0.0)
+
+
+def test_what_was_turned_away_takes_no_room(full: Desk) -> None:
+    full.queue.refuses = any_change
+    full.hasty("d", filler=9 << 20)
+    full.writer.step()
+    full.queue.refuses = lambda _: False
+
+    full.writer.step()
+
+    assert full.writer.wait_for_room(0.0)
+
+
+def test_what_was_dropped_takes_no_room(limits: Limits) -> None:
+    desk = desk_of(dataclasses.replace(limits, when_full="drop_newest"), FakeClock(), SmallDisk())
+    desk.queue.bytes = 0
+    reasons: list[str] = []
+    for number in range(3):
+        groups = [(line(number, filler=4 << 20), 1)]
+        desk.writer.append(Append(groups, [], 0, 0, lambda _: None, overflow=reasons.append))
+
+    for _ in range(3):
+        desk.writer.step()
+
+    assert reasons == ["the disk is full"] * 3
+    assert counts(desk.queue.books()) == {"accepted": 3, "dropped": 3}
+    assert desk.writer.wait_for_room(0.0)
+
+
+def test_nothing_is_dropped_between_a_look_at_what_came_before_and_its_append(limits: Limits) -> None:
+    """Else a repeat would be acknowledged behind an event that was dropped meanwhile."""
+    desk = desk_of(dataclasses.replace(limits, when_full="drop_newest"), FakeClock(), SmallDisk())
+    desk.queue.bytes = 0
+    reasons: list[str] = []
+    desk.writer.append(Append([(line("a"), 1)], [], 0, 0, lambda _: None, overflow=reasons.append))
+    thread = threading.Thread(target=desk.writer.step)
+
+    with desk.writer.order:
+        thread.start()
+        thread.join(0.3)
+        assert not reasons
+
+    thread.join()
+    assert reasons == ["the disk is full"]
+
+
+def test_what_is_dropped_is_counted_again_once_the_disk_can_keep_count(limits: Limits) -> None:
+    desk = desk_of(dataclasses.replace(limits, when_full="drop_newest"), FakeClock())
+    desk.queue.refuses = any_change
+    desk.append("a")
+    desk.writer.step()
+    assert not desk.writer.drops
+
+    desk.queue.refuses = lambda _: False
+    desk.writer.step()
+
+    assert desk.writer.drops
+
+
 # -- its thread --------------------------------------------------------------------------
 
 
@@ -712,6 +958,32 @@ def test_its_thread_commits_what_is_patient_too(running: Desk) -> None:
     running.writer.stop()
 
 
+def test_its_thread_commits_what_is_too_much_for_one_commit_without_being_called_again(
+    limits: Limits,
+) -> None:
+    desk, told = desk_of(limits, SystemClock()), Told()
+    desk.append("a", filler=3 << 20)
+    desk.writer.append(append_of("b", told))
+
+    desk.writer.start()
+
+    safe = told.wait()
+    desk.writer.stop()
+    assert safe is True
+    assert len(desk.queue.commits) == 2
+
+
+def test_a_queue_that_is_full_from_the_beginning_is_so_before_anything_comes(limits: Limits) -> None:
+    desk = desk_of(limits, SystemClock())
+    desk.queue.commit(Change(appends=[chunk_of("a", filler=2 << 20)]))
+
+    desk.writer.start()
+
+    full = wait_until(lambda: desk.writer.full)
+    desk.writer.stop()
+    assert "queue_max_bytes" in full
+
+
 def test_its_thread_settles(running: Desk) -> None:
     told = Told()
     running.writer.append(append_of("a", told))
@@ -776,6 +1048,40 @@ def test_the_thread_tries_again_by_itself(running: Desk) -> None:
 
     assert told.wait() is True
     running.writer.stop()
+
+
+def test_the_thread_goes_on_by_itself_once_the_disk_has_room(limits: Limits, quick: None) -> None:
+    del quick
+    desk = desk_of(limits, SystemClock(), SmallDisk())
+    desk.queue.bytes, desk.queue.kept = 0, False
+    told = Told()
+    desk.writer.start()
+    desk.writer.append(append_of("a", told))
+    wait_until(lambda: desk.writer.full)
+
+    desk.queue.bytes, desk.queue.kept = 1 << 30, True
+
+    safe = told.wait()
+    end(desk.writer, desk.queue)
+    assert safe is True
+
+
+def test_stopping_does_not_wait_for_room_on_a_full_disk(limits: Limits) -> None:
+    desk = desk_of(limits, SystemClock(), SmallDisk())
+    desk.queue.bytes, desk.queue.kept = 0, False
+    told = Told()
+    desk.writer.append(append_of("a", told))
+    desk.writer.start()
+
+    stopping = threading.Thread(target=desk.writer.stop)
+    stopping.start()
+    stopping.join(PATIENCE)
+
+    stopped = not stopping.is_alive()
+    desk.queue.bytes, desk.queue.kept = 1 << 30, True
+    stopping.join()
+    assert stopped
+    assert told.safe is False
 
 
 @pytest.mark.usefixtures("quick")
