@@ -961,15 +961,16 @@ def test_its_thread_commits_what_is_patient_too(running: Desk) -> None:
 def test_its_thread_commits_what_is_too_much_for_one_commit_without_being_called_again(
     limits: Limits,
 ) -> None:
-    desk, told = desk_of(limits, SystemClock()), Told()
+    desk, told = desk_of(dataclasses.replace(limits, max_bytes=1 << 30), SystemClock()), Told()
     desk.append("a", filler=3 << 20)
     desk.writer.append(append_of("b", told))
 
     desk.writer.start()
 
-    safe = told.wait()
-    desk.writer.stop()
-    assert safe is True
+    try:
+        assert told.wait() is True
+    finally:
+        desk.writer.stop()
     assert len(desk.queue.commits) == 2
 
 
@@ -979,9 +980,10 @@ def test_a_queue_that_is_full_from_the_beginning_is_so_before_anything_comes(lim
 
     desk.writer.start()
 
-    full = wait_until(lambda: desk.writer.full)
-    desk.writer.stop()
-    assert "queue_max_bytes" in full
+    try:
+        assert "queue_max_bytes" in wait_until(lambda: desk.writer.full)
+    finally:
+        desk.writer.stop()
 
 
 def test_its_thread_settles(running: Desk) -> None:
@@ -1057,13 +1059,14 @@ def test_the_thread_goes_on_by_itself_once_the_disk_has_room(limits: Limits, qui
     told = Told()
     desk.writer.start()
     desk.writer.append(append_of("a", told))
-    wait_until(lambda: desk.writer.full)
+    wait_until(lambda: desk.queue.asked)
 
     desk.queue.bytes, desk.queue.kept = 1 << 30, True
 
-    safe = told.wait()
-    end(desk.writer, desk.queue)
-    assert safe is True
+    try:
+        assert told.wait() is True
+    finally:
+        end(desk.writer, desk.queue)
 
 
 def test_stopping_does_not_wait_for_room_on_a_full_disk(limits: Limits) -> None:
