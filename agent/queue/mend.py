@@ -273,7 +273,7 @@ def _swap(directory: Path, rescued: Path) -> None:
 def _undo(directory: Path, rescued: Path) -> None:
     """Move the damaged files back: what was rescued was damaged, too, before it took their place."""
     quarantine = directory / rescued.name.replace(_RESCUED, QUARANTINE)
-    for name in reversed(_FILES):
+    for name in _FILES:
         _move(quarantine / name, directory)
     sync_directory(directory)
     shutil.rmtree(quarantine, ignore_errors=True)

@@ -34,7 +34,6 @@ _COLUMNS = 12
 _KEY, _VALUE = 1, 11
 _INT_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _SIZES = {0: 0, 7: 8, **_INT_SIZES}
-_LARGEST = 128 << 20  # no row is larger; a damaged length must not allocate memory
 _MOST_PAGES = 1 << 24
 _PARENT_OF_OVERFLOW = (3, 4)
 
@@ -250,15 +249,15 @@ def _listed(page: bytes) -> tuple[list[Cell], bool]:
     if page[0] != _LEAF:
         return [], False
     count = int.from_bytes(page[3:5], "big")
-    cells: list[Cell] = []
+    cells: dict[int | str, Cell] = {}
     for place in range(8, min(8 + 2 * count, len(page) - 1), 2):
         start = int.from_bytes(page[place : place + 2], "big")
-        size, start = _varint(page, start)
+        _, start = _varint(page, start)  # the row's size
         _, start = _varint(page, start)
         cell = _cell(page, start)
-        if cell is not None and cell.size == size:
-            cells.append(cell)
-    return cells, count > 0 and len(cells) == count
+        if cell is not None:
+            cells[cell.key] = cell
+    return list(cells.values()), 0 < count == len(cells)
 
 
 def _looked_for(page: bytes) -> Iterator[Cell]:
@@ -288,7 +287,7 @@ def _cell(page: bytes, start: int) -> Cell | None:
     sizes = [_SIZES.get(kind, (kind - 12) // 2 if kind >= 12 else -1) for kind in types]
     size = length + sum(sizes)
     # A value is bytes, and so an even type; of text, the type is odd.
-    if min(sizes) < 0 or types[_VALUE] < 12 or types[_VALUE] % 2 or size > _LARGEST:
+    if min(sizes) < 0 or types[_VALUE] < 12 or types[_VALUE] % 2:
         return None
     local = _local_size(size, len(page))
     end = start + local

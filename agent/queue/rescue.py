@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -37,7 +36,6 @@ _ORDERS = (
     "INDEXED BY Cache_key_raw ORDER BY key, raw",
     "INDEXED BY Cache_key_raw ORDER BY key DESC, raw DESC",
 )
-_MOST_ROWS = 50_000_000  # so that a tree whose branches lead back to itself has an end
 
 
 class Row(NamedTuple):
@@ -200,10 +198,10 @@ class _Sql:
         return [value for (value,) in rows if isinstance(value, bytes)]
 
     def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
-        """Yield rows up to the first error."""
+        """Yield rows up to the first error, as which SQLite takes a tree that leads back to itself, too."""
         if self._db is not None:
             with contextlib.suppress(*check.SQL_ERRORS):
-                yield from islice(self._db.execute(query, values), _MOST_ROWS)
+                yield from self._db.execute(query, values)
 
     def close(self) -> None:
         """Let go of the database."""

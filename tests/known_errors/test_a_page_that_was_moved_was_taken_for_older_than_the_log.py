@@ -26,7 +26,7 @@ _MOVED_AT = 96  # where the index tells how many frames were moved
 
 
 def wide_chunk(name: str) -> Chunk:
-    """Return a chunk that cannot be compressed to less than 700 bytes: four of them fill a page."""
+    """Return a chunk that cannot be compressed to less than 700 bytes: two of them fill a page."""
     filler = random.Random(name).randbytes(700).hex().encode()
     return Chunk(line(name)[:-1] + b',"metadata":{"filler":"%b"}}' % filler, 1, 0)
 

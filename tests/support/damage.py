@@ -19,7 +19,7 @@ from support.queues import checkpoint_of, letter, line
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 DATABASE, LOG, INDEX, LOCK = "cache.db", "cache.db-wal", "cache.db-shm", "lock"
@@ -61,7 +61,9 @@ class Truth:
 # -- making ------------------------------------------------------------------------------
 
 
-def fill(directory: Path, chance: random.Random, *, commits: int, name: str = "") -> tuple[DiskQueue, Truth]:
+def fill(
+    directory: Path, chance: random.Random, *, commits: int, name: str = "", moved: Collection[int] = ()
+) -> tuple[DiskQueue, Truth]:
     """Run a queue for a while: chunks come, shrink and go, and some events die.
 
     Args:
@@ -69,9 +71,10 @@ def fill(directory: Path, chance: random.Random, *, commits: int, name: str = ""
         chance: for all choices.
         commits: how long.
         name: what the events' external ids begin with.
+        moved: after so many commits all of the log is moved to the database.
     """
     queue, truth = DiskQueue(directory), Truth()
-    for _ in range(commits):
+    for number in range(1, commits + 1):
         change, added, dead = Change(), [], []
         for _ in range(chance.choice([1, 1, 2, 4])):
             added.append(_lines(chance, name, len(truth.ever), chance.choice([1, 2, 7, 40, 150])))
@@ -92,13 +95,15 @@ def fill(directory: Path, chance: random.Random, *, commits: int, name: str = ""
                 )
             )
             dead += died
-        for number in chance.sample(range(12), 2):
-            offsets = truth.read.setdefault(f"f{number}-0", [0])
+        for file in chance.sample(range(12), 2):
+            offsets = truth.read.setdefault(f"f{file}-0", [0])
             offsets.append(offsets[-1] + chance.randint(1, 1 << 20))
-            change.checkpoints = [*change.checkpoints, checkpoint_of(f"f{number}-0", offset=offsets[-1])]
+            change.checkpoints = [*change.checkpoints, checkpoint_of(f"f{file}-0", offset=offsets[-1])]
         first = queue.books().next_dead
         truth.chunks.update(zip(queue.commit(change), added, strict=True))
         truth.dead.update(enumerate(dead, first))
+        if number in moved:
+            queue._backfill._run("PASSIVE")
     truth.books = queue.books()
     return queue, truth
 
