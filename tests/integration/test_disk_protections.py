@@ -109,6 +109,39 @@ def test_a_disk_that_fails_is_not_full(tmp_path: Path, monkeypatch: pytest.Monke
     assert not isinstance(fault("write", tmp_path, refused(code)), QueueFullError)
 
 
+@pytest.mark.parametrize("tells", ["the system", "a write of its own"])
+def test_a_file_system_that_became_read_only_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: str
+) -> None:
+    """ext4 makes itself so upon an error, and does not say so to those who ask for its state."""
+    if tells == "the system":
+        monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_flag=os.ST_RDONLY))
+    else:
+        monkeypatch.setattr(os, "utime", raising(OSError(errno.EROFS, os.strerror(errno.EROFS))))
+
+    told = fault("write", tmp_path, refused(sqlite3.SQLITE_IOERR))
+
+    assert told.reason == "the file system is read-only"
+
+
+def test_a_disk_of_which_the_state_cannot_be_told_is_told_by_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+
+    assert fault("write", tmp_path, refused(sqlite3.SQLITE_IOERR)).reason == "refused"
+
+
+def test_why_a_file_cannot_be_opened_is_told_where_sqlite_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+
+    told = fault("write", tmp_path, refused(sqlite3.SQLITE_CANTOPEN))
+
+    assert "Too many open files" in told.reason
+
+
 # -- moving the log ----------------------------------------------------------------------
 
 
