@@ -396,8 +396,7 @@ class DiskQueue:
         self._cache = None
         self._store()
         # SQLite sees that its file has moved, and leaves the new one's log alone.
-        with contextlib.suppress(*ERRORS):
-            old.close()
+        old.close()
 
     def _held(self) -> Hold | None:
         """Return what is still to be had of files that were taken away; None where they were not."""
@@ -470,8 +469,7 @@ class DiskQueue:
 
     def _reopen(self) -> None:
         """Give this thread a new connection; the store's files stay as they are."""
-        with contextlib.suppress(*ERRORS):
-            self._cache.close()
+        self._cache.close()
 
     def _check_meta(self, cache: Cache) -> None:
         """Refuse a newer format and another destination; remember ours."""

@@ -86,7 +86,7 @@ def test_what_exit_left_alone_is_rescued_when_rescue_is_wanted(spoilt: Product) 
 def test_with_exit_a_daemon_that_comes_upon_a_damaged_chunk_ends_and_changes_nothing_of_it(
     product: Product,
 ) -> None:
-    product.set(when_damaged="exit")
+    product.set(when_damaged="exit", shutdown_timeout="300")  # it is not to deliver for so long
     with closing(DiskQueue(product.queue)) as queue:
         queue.commit(Change(appends=[chunk_of("a", filler=30_000), chunk_of("b")]))
         row = queue._cache.get(1)
@@ -97,7 +97,9 @@ def test_with_exit_a_daemon_that_comes_upon_a_damaged_chunk_ends_and_changes_not
 
     assert product.daemon.wait(PATIENCE) == 1
 
-    assert "the queue is damaged: stopping, as when_damaged says" in product.log.read_text()
+    log = product.log.read_text()
+    assert "the queue is damaged: stopping, as when_damaged says" in log
+    assert "stopping takes too long" not in log
     assert not reports(product.queue)
     assert product.run("queue", "verify").returncode == 1
 

@@ -34,6 +34,7 @@ from agent.queue import (
     look,
     losses,
     replace_books,
+    store,
     wal,
 )
 from agent.queue.ballast import Ballast
@@ -44,7 +45,7 @@ from agent.queue.rows import BOOKS, DEAD, FORMAT, META, numbered, seal
 from agent.queue.store import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MIB = 1 << 20
@@ -840,6 +841,34 @@ def test_a_log_that_begins_anew_while_it_is_looked_at_is_not_taken_for_cut(
 
         assert look.log_is_cut(directory) is False
         assert len(looks) == 2
+
+
+# -- a fresh database ----------------------------------------------------------------------
+
+
+def test_a_fresh_database_is_in_one_file_or_is_none(directory: Path) -> None:
+    """It is moved to its place by its name: what is in its log would stay behind."""
+    directory.mkdir()
+    others: list[sqlite3.Connection] = []
+
+    def rows() -> Iterator[tuple[int | str, bytes]]:
+        others.append(sqlite3.connect(directory / DATABASE))
+        others[0].execute("SELECT count(*) FROM Cache").fetchall()
+        yield 1, b"row"
+
+    with pytest.raises(OSError, match="left its log behind"):
+        store.fill(directory, rows())
+
+    others[0].close()
+
+
+def test_a_fresh_database_that_the_disk_does_not_take_is_told_as_what_a_disk_refuses(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "open_store", raising(refused(sqlite3.SQLITE_FULL)))
+
+    with pytest.raises(OSError, match="refused"):
+        store.fill(directory, iter([(1, b"row")]))
 
 
 # -- found before it is opened -----------------------------------------------------------

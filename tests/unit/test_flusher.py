@@ -1385,6 +1385,27 @@ def test_an_offer_that_comes_too_late_is_not_kept(desk: Desk) -> None:
     assert desk.queue.read == []
 
 
+# -- events that cannot be found ----------------------------------------------------------
+
+
+def test_events_that_are_pending_and_cannot_be_found_have_the_queue_looked_through_and_go(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the index of the rows is damaged."""
+    desk.put("hidden", age=60)
+    desk.put("b", age=60)
+    looks: list[str] = []
+    first_key, get = desk.queue.first_key, desk.queue.get
+    monkeypatch.setattr(desk.queue, "first_key", lambda: first_key() if looks else 2)
+    monkeypatch.setattr(desk.queue, "get", lambda key: get(key) if looks or key != 1 else None)
+    monkeypatch.setattr(desk.queue, "audit", lambda: bool(looks.append("look")))
+
+    made = desk.run(lambda request: ok(len(request.names)))
+
+    assert [request.names for request in made] == [["b"], ["hidden"]]
+    assert looks == ["look"]
+
+
 # -- chunks that cannot be read ----------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ class Scene:
     refuses: bool = False
     fresh: bool = False
     checks_personal: bool = False
+    answer: Outcome = STORED
     clock: FakeClock = field(default_factory=FakeClock)
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Scene:
     def ingest(self, body: Body) -> Outcome:
         del body
         self.sent.append(self.token)
-        return STORED
+        return self.answer
 
     def forward(self, target: str) -> Outcome:
         assert target == "/v1/events/?limit=1"
@@ -88,7 +89,19 @@ def test_the_organization_is_learned_once_from_what_was_delivered_when_it_can_be
     assert scene.asked == 1
 
 
-@pytest.mark.parametrize("answer", [page(), Answer(500), NoAnswer("timeout", "…"), Answer(200, b"<html>")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        page(),
+        Answer(500),
+        NoAnswer("timeout", "…"),
+        *(
+            Answer(200, body)
+            for body in (b"<html>", b"{}", b"5", b'{"items":[{}]}', b'{"items":5}', b"[" * 100_000)
+        ),
+    ],
+    ids=lambda answer: str(answer)[:40],
+)
 def test_what_cannot_be_learned_now_is_asked_for_again_and_keeps_nothing_back(answer: Outcome) -> None:
     scene = Scene({"polar_oat_old": answer})
     scene.send()
@@ -100,6 +113,16 @@ def test_what_cannot_be_learned_now_is_asked_for_again_and_keeps_nothing_back(an
     scene.pages["polar_oat_old"] = page(OURS)
     scene.send(600.0)
     assert scene.known == OURS
+
+
+def test_nothing_is_learned_from_events_that_were_refused() -> None:
+    """They may be another organization's, and this the wrong token."""
+    scene = Scene({"polar_oat_old": page(OTHERS)}, answer=Answer(422))
+
+    for _ in range(3):
+        scene.send(60.0)
+
+    assert (scene.known, scene.asked) == ("", 0)
 
 
 def test_what_the_queue_does_not_take_is_learned_another_time() -> None:
