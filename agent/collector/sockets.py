@@ -70,20 +70,18 @@ def listen(path: Path, *, mode: int, owner: str | None = None, group: str | None
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _make_way(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Nobody may connect between bind and the real permissions.
-        umask = os.umask(0o177)
+        bound = _bind(path)
         try:
-            sock.bind(subject)
-        finally:
-            os.umask(umask)
-        if owner is not None or group is not None:
-            os.chown(
-                path, -1 if owner is None else _user_id(owner), -1 if group is None else _group_id(group)
-            )
-        path.chmod(mode)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
+            if owner is not None or group is not None:
+                os.chown(
+                    path, -1 if owner is None else _user_id(owner), -1 if group is None else _group_id(group)
+                )
+            path.chmod(mode)
+            bound.sock.listen(BACKLOG)
+            bound.sock.setblocking(False)
+        except BaseException:
+            bound.close()
+            raise
     except OSError as error:
         hint = hint_of(error) or "set socket_path to a place that you may write"
         if error.errno == errno.EPERM and owner is not None:
@@ -91,6 +89,20 @@ def listen(path: Path, *, mode: int, owner: str | None = None, group: str | None
         elif error.errno == errno.EPERM and group is not None:
             hint = f"only root or a member of {group} may give the socket to that group"
         raise AgentError("listen on the socket", subject, error.strerror or str(error), hint) from error
+    return bound
+
+
+def _bind(path: Path) -> BoundSocket:
+    """Bind a socket to a file; nobody may connect before that has its real permissions."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
     return BoundSocket(sock, path, path.lstat().st_ino)
 
 
