@@ -250,7 +250,7 @@ def _read_header(file: RawFile) -> _Header | None:
     data = file.read(0, _HEADER.size)
     magic, _, size, _, _, _, *sums = _HEADER.unpack(data)
     words = struct.Struct(">2I" if magic & 1 else "<2I")
-    if magic & ~1 != _MAGIC or _sum(words, data[:24], (0, 0)) != tuple(sums) or not is_page_size(size):
+    if magic & ~1 != _MAGIC or _sum(words, data[:24], (0, 0)) != tuple(sums):
         return None
     return _Header(size, data[16:24], (sums[0], sums[1]), words)
 
@@ -284,20 +284,12 @@ def _glance(salts: bytes, heads: Sequence[_Head], known: _Index | None) -> Glanc
 def _salts_without_header(file: RawFile, heads: Sequence[_Head], known: _Index | None) -> bytes:
     """Return the salts of a log that cannot tell them itself.
 
-    A log begins anew in the same file, with salts of which the first is one more, and may have left
-    many frames of the one before it standing behind its own. Its own come first: their sums show which
-    of them are whole. Where none is, the index may know; but it may be older than the log, too.
+    A log begins anew in the same file, with other salts, and may have left many frames of the one
+    before it standing behind its own. Its own come first: their sums show which of them are whole.
+    Where none is, the index tells; it may be older than the log, and so is not asked before.
     """
-    salts = _first_sound(file, heads)
-    if known is not None and known.frames and (salts is None or _is_later(known.salts, salts)):
-        return known.salts
-    return salts or _commonest(heads)
-
-
-def _is_later(salts: bytes, others: bytes) -> bool:
-    """Tell whether a log with these salts is not older than one in the same file with others."""
-    first, second = (int.from_bytes(some[:4], "big") for some in (salts, others))
-    return first - second & _MASK < 1 << 31
+    told = known.salts if known is not None and known.frames else None
+    return _first_sound(file, heads) or told or _commonest(heads)
 
 
 def _first_sound(file: RawFile, heads: Sequence[_Head]) -> bytes | None:
@@ -324,9 +316,9 @@ def _read_index(index: Path) -> _Index | None:
 def _index_in(file: RawFile) -> _Index | None:
     """Return what the index in a file says; None when it cannot be believed."""
     one, two, rest = (file.read(place * _INDEX.size, _INDEX.size) for place in range(3))
-    version, _, _, begun, _, _, frames, _, _, _, salts, *sums = _INDEX.unpack(one)
+    version, _, _, _, _, _, frames, _, _, _, salts, *sums = _INDEX.unpack(one)
     sound = one == two and _sum(struct.Struct("=2I"), one[:-8], (0, 0)) == tuple(sums)
-    if not sound or version != _INDEX_VERSION or not begun:
+    if not sound or version != _INDEX_VERSION:
         return None
     copied, tried = _COPIED.unpack_from(rest)
     return _Index(frames, copied, tried, salts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.damage import INDEX, LOG, copy, reports, write
-from support.queues import chunk_of, pending
+from support.queues import checkpoint_of, chunk_of, pending
 
 from agent.queue import Change, check, look, wal
 from agent.queue.disk import DiskQueue
@@ -119,6 +119,17 @@ def test_a_frame_that_stands_there_from_the_log_before_is_not_sound(tmp_path: Pa
     assert [at.sound for at in log.frames[: seen.last + 2]] == [True] * seen.last + [False] * 2
 
 
+def test_without_its_header_the_newest_state_that_is_whole_counts(tmp_path: Path) -> None:
+    with closing(DiskQueue(tmp_path / "live")) as queue:
+        for offset in (10, 20):
+            queue.commit(Change(checkpoints=[checkpoint_of("f", offset=offset)]))
+        directory = copy(tmp_path / "live", tmp_path / "killed")
+    write(directory / LOG, 0, bytes(HEADER))
+
+    with closing(DiskQueue(directory)) as queue:
+        assert [checkpoint.offset for checkpoint in queue.checkpoints()] == [20]
+
+
 # -- not lost ------------------------------------------------------------------------------
 
 
@@ -140,20 +151,21 @@ def test_what_a_power_cut_leaves_of_a_commit_that_nobody_was_told_of_is_no_loss(
     assert not reports(directory)
 
 
-def torn(index: bytes, *, sound: bool) -> bytes:
-    """Return an index of which one half tells of more frames than there are; or both, with a wrong sum."""
+def half_of(index: bytes, *, sound: bool = True, version: int = 0) -> bytes:
+    """Return half an index that tells of more frames than there are: its sum holds, or it does not."""
     half = bytearray(index[:48])
     struct.pack_into("=I", half, 16, 5 + struct.unpack_from("=I", half, 16)[0])
-    if not sound:
-        return bytes(half) * 2 + index[96:]
-    struct.pack_into("=2I", half, 40, *wal._sum(struct.Struct("=2I"), bytes(half[:40]), (0, 0)))
-    return bytes(half) + index[48:]
+    struct.pack_into("=I", half, 0, version + struct.unpack_from("=I", half, 0)[0])
+    if sound:
+        struct.pack_into("=2I", half, 40, *wal._sum(struct.Struct("=2I"), bytes(half[:40]), (0, 0)))
+    return bytes(half)
 
 
 INDEXES: dict[str, Callable[[list[bytes]], bytes]] = {
     "of the log before": lambda indexes: indexes[3],
-    "of which one half is newer": lambda indexes: torn(indexes[-1], sound=True),
-    "of which the sum is wrong": lambda indexes: torn(indexes[-1], sound=False),
+    "of which one half is newer": lambda indexes: half_of(indexes[-1]) + indexes[-1][48:],
+    "of which the sum is wrong": lambda indexes: half_of(indexes[-1], sound=False) * 2 + indexes[-1][96:],
+    "of another version": lambda indexes: half_of(indexes[-1], version=1) * 2 + indexes[-1][96:],
 }
 
 
@@ -178,3 +190,14 @@ def test_who_verifies_is_told_what_sqlite_will_not_take(tmp_path: Path, place: i
     write(directory / LOG, at, bytes([(directory / LOG).read_bytes()[at] ^ 1]))
 
     assert [problem for problem in inspect(directory).problems if "SQLite does not see all" in problem]
+
+
+@pytest.mark.parametrize("index", [None, bytes(136)], ids=["gone", "zeros"])
+def test_an_index_that_nobody_wrote_does_not_tell_that_nothing_waits(
+    tmp_path: Path, index: bytes | None
+) -> None:
+    """By that, the log would never be moved, and would grow."""
+    if index is not None:
+        (tmp_path / INDEX).write_bytes(index)
+
+    assert wal.Index(tmp_path / INDEX).waiting() is None

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("index", [True, False], ids=["with the index", "without the index"])
-@pytest.mark.parametrize("size", [32, 4096], ids=["the header", "a block of the disk"])
+@pytest.mark.parametrize(
+    "size", [32, 4096, 8272], ids=["the header", "a block of the disk", "two frames more"]
+)
 def test_what_was_committed_since_the_log_began_anew_is_rescued(
     tmp_path: Path, size: int, *, index: bool
 ) -> None:
