@@ -53,12 +53,20 @@ def change(directory: Path, statement: str, *values: object) -> None:
         db.execute(statement, values)
 
 
+def without_an_index(place: Path) -> None:
+    """Write zeros over the index of the rows."""
+    with closing(sqlite3.connect(place / DATABASE)) as db:
+        ((page,),) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'Cache_key_raw'")
+    write(place / DATABASE, (page - 1) * PAGE, bytes(PAGE))
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no SQLite's": lambda place: write(place / DATABASE, 0, b"?"),
     "of no page size": lambda place: write(place / DATABASE, 16, b"\x07"),
     "without a log": lambda place: write(place / DATABASE, 18, b"\1\1"),
     "of an older kind": lambda place: write(place / DATABASE, 44, b"\0\0\0\1"),
     "of other letters": lambda place: write(place / DATABASE, 56, b"\0\0\0\2"),
+    "without an index": without_an_index,
     "of more free pages": lambda place: write(place / DATABASE, 39, b"\5"),
     "with a row of another kind": lambda place: change(
         place, "UPDATE Cache SET mode = 4 WHERE key = ?", numbered(DEAD, 1)
@@ -129,15 +137,19 @@ def test_books_that_are_gone_are_missed_in_a_large_queue_too(closed: Path) -> No
 
 
 @pytest.mark.usefixtures("large")
-def test_a_large_database_that_is_cut_off_is_mended_at_the_start(closed: Path) -> None:
-    with closing(DiskQueue(closed)) as queue:
+def test_a_large_database_that_is_cut_off_is_mended_at_the_start(tmp_path: Path) -> None:
+    """Where there is a log, SQLite takes the size from there, and notices nothing."""
+    with closing(DiskQueue(tmp_path / "live")) as queue:
         queue.commit(Change(appends=[chunk_of(*range(3000))]))
-    with (closed / DATABASE).open("r+b") as file:
-        file.truncate((closed / DATABASE).stat().st_size - PAGE)
+        queue._backfill._run("PASSIVE")
+        queue.commit(Change(appends=[chunk_of("a")]))
+        killed = copy(tmp_path / "live", tmp_path / "killed")
+    with (killed / DATABASE).open("r+b") as file:
+        file.truncate((killed / DATABASE).stat().st_size - PAGE)
 
-    with closing(DiskQueue(closed)) as queue:
-        assert len(reports(closed)) == 1
-        assert queue.books().lost == 3000
+    DiskQueue(killed).close()
+
+    assert len(reports(killed)) == 1
 
 
 # -- files that are gone -------------------------------------------------------------------
