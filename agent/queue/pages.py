@@ -20,7 +20,7 @@ from agent.queue import wal
 from agent.queue.raw import RawFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
 _LEAF = 13
@@ -178,16 +178,17 @@ class Pages:
         """Yield what the value of a row may be, the likeliest first: one for each way to follow its chain.
 
         The first takes the newest version of each page. Where there are others, the next ones
-        take an older version of one page after the other, and the last one of all.
+        take an older version of one page after the other, and the last one of all, also where a
+        damaged one leads nowhere.
         """
-        path, forks = self._follow(cell, set())
+        path, forks = self._follow(cell, ())
         yield _joined(cell, path)
-        for older in (*({place} for place in forks), set(forks)):
+        for older in (*({place} for place in forks), range(_MOST_PAGES)):
             other, _ = self._follow(cell, older)
             if other != path:
                 yield _joined(cell, other)
 
-    def _follow(self, cell: Cell, older: set[int]) -> tuple[list[bytes], list[int]]:
+    def _follow(self, cell: Cell, older: Container[int]) -> tuple[list[bytes], list[int]]:
         """Return the pieces of a row beyond its leaf, and the places among them that have older versions.
 
         Args:
