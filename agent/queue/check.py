@@ -121,7 +121,7 @@ def probe(directory: Path, seen: wal.Glance) -> str | None:
     try:
         with contextlib.closing(connect(directory)) as db:
             problem = _wrong_rows(db) or _cut_short(directory, db, seen)
-            if seen.lost(taken := _taken(directory)):
+            if seen.lost(taken := wal.taken(directory / INDEX)):
                 problem = f"{LOG} is damaged behind frame {taken}"
     except SQL_ERRORS as error:
         return f"{DATABASE}: {error}" if is_damage(error) else None
@@ -242,8 +242,3 @@ def _cut_short(directory: Path, db: sqlite3.Connection, seen: wal.Glance) -> str
     there = (directory / DATABASE).stat().st_size // page_size
     missing = sum(number not in seen.pages for number in range(there + 1, pages + 1))
     return f"{missing} pages are missing at the end of {DATABASE}" if missing else None
-
-
-def _taken(directory: Path) -> int:
-    """Tell how many frames of the log SQLite took; to be asked while the database is open."""
-    return wal.taken(directory / INDEX) if (directory / LOG).exists() else 0

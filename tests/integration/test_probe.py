@@ -60,6 +60,25 @@ def without_an_index(place: Path) -> None:
     write(place / DATABASE, (page - 1) * PAGE, bytes(PAGE))
 
 
+def without_a_way(place: Path) -> None:
+    """Take a chunk out of the index of the rows, and leave it in the table."""
+    change(place, "CREATE TABLE kept AS SELECT * FROM Cache WHERE key = 2")
+    change(place, "DELETE FROM Cache WHERE key = 2")
+    with closing(sqlite3.connect(place / DATABASE)) as db:
+        ((*index,),) = db.execute("SELECT * FROM sqlite_master WHERE name = 'Cache_key_raw'")
+    change_schema(place, "DELETE FROM sqlite_master WHERE name = 'Cache_key_raw'")
+    change(place, "INSERT INTO Cache SELECT * FROM kept")
+    change_schema(place, "INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", *index)
+    change(place, "DROP TABLE kept")
+
+
+def change_schema(place: Path, statement: str, *values: object) -> None:
+    """Change what SQLite knows of tables and indexes, and nothing in them."""
+    with closing(sqlite3.connect(place / DATABASE)) as db, db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(statement, values)
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no SQLite's": lambda place: write(place / DATABASE, 0, b"?"),
     "of no page size": lambda place: write(place / DATABASE, 16, b"\x07"),
@@ -67,7 +86,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "of an older kind": lambda place: write(place / DATABASE, 44, b"\0\0\0\1"),
     "of other letters": lambda place: write(place / DATABASE, 56, b"\0\0\0\2"),
     "without an index": without_an_index,
-    "of more free pages": lambda place: write(place / DATABASE, 39, b"\5"),
+    "without a way to a row": without_a_way,
     "with a row of another kind": lambda place: change(
         place, "UPDATE Cache SET mode = 4 WHERE key = ?", numbered(DEAD, 1)
     ),
@@ -110,6 +129,13 @@ def test_a_dead_letter_that_is_gone_is_counted_at_the_start(closed: Path) -> Non
 
     with closing(DiskQueue(closed)) as queue:
         assert (queue.books().dead, queue.books().lost) == (0, 1)
+
+
+@pytest.mark.parametrize("value", ["text", 5, None])
+def test_a_chunk_that_is_not_bytes_says_that_it_holds_nothing(closed: Path, value: object) -> None:
+    change(closed, "UPDATE Cache SET value = ? WHERE key = 2", value)
+
+    assert check.claims(closed) == {1: 1, 2: 0, 3: 1}
 
 
 # -- large ones ----------------------------------------------------------------------------
@@ -182,6 +208,7 @@ def test_what_the_index_told_is_known_after_a_start_that_was_broken_off(
         patch.setattr(losses, "mend", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             DiskQueue(killed)
+    assert (killed / check.KEPT).stat().st_mode & 0o077 == 0
 
     DiskQueue(killed).close()
 

@@ -140,6 +140,30 @@ def test_what_is_damaged_in_the_database_is_taken_from_the_log_that_was_moved(li
     assert rescued(directory) == [*map(str, range(8)), "long"]
 
 
+def test_a_large_row_is_put_together_from_log_and_database(life: Life) -> None:
+    life.commit(appends=[wide("long", size=20_000)])
+    life.move()
+    directory = life.kill()
+    (directory / INDEX).unlink()
+    with closing(Pages(directory, check.glance(directory))) as pages:
+        (cell,) = (
+            cell
+            for number in pages.leaves()
+            for version in pages.versions(number)[:1]
+            for cell in pages.leaf(number, version).cells
+            if cell.key == 1
+        )
+        chain = [cell.overflow]
+        while len(chain) < 5:
+            at = pages.versions(chain[-1])[0]
+            chain.append(int.from_bytes(at.file.read(at.offset, 4), "big"))
+        in_log = pages.versions(chain[1])[0].offset
+    write(directory / LOG, in_log, bytes(PAGE))
+    write(directory / DATABASE, (chain[3] - 1) * PAGE, bytes(PAGE))
+
+    assert rescued(directory) == ["long"]
+
+
 @pytest.mark.parametrize("number", [0, 0xFFFFFFFF], ids=["zeros", "a page that cannot be"])
 def test_rows_of_a_page_whose_number_is_damaged_are_found(life: Life, number: int) -> None:
     for name in range(8):
