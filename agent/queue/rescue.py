@@ -182,13 +182,12 @@ class _Sql:
         self._db: sqlite3.Connection | None = None
         with contextlib.suppress(*check.SQL_ERRORS):
             self._db = look.connect(directory) if outside else check.connect(directory)
-            self._db.text_factory = bytes
         list(self._rows("SELECT name FROM sqlite_master"))
         taken = wal.takes(directory / check.LOG) if outside else wal.taken(directory / check.INDEX)
         if not seen.lost(taken):
             for order in _ORDERS:
                 for key, rowid in self._rows(f"SELECT key, rowid FROM Cache {order}"):  # noqa: S608  # ours
-                    self.rowids[key.decode(errors="replace") if isinstance(key, bytes) else key] = rowid
+                    self.rowids[key] = rowid
 
     def values(self, key: int | str) -> list[bytes]:
         """Return the value of the row under `key`, if it can be had."""

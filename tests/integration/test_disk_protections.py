@@ -125,6 +125,30 @@ def test_a_file_system_that_became_read_only_is_told(
     assert told.reason == "the file system is read-only"
 
 
+def test_a_directory_that_may_not_be_changed_is_no_read_only_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "utime", raising(PermissionError(errno.EPERM, os.strerror(errno.EPERM))))
+
+    assert fault("write", tmp_path, refused(sqlite3.SQLITE_IOERR)).reason == "refused"
+
+
+def test_a_file_system_that_does_not_count_its_files_can_have_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """btrfs says that there are none, and none to be had."""
+    monkeypatch.setattr(os, "statvfs", lambda _: disk_of(f_files=0, f_favail=0))
+
+    assert not isinstance(fault("write", tmp_path, refused(sqlite3.SQLITE_CANTOPEN)), QueueFullError)
+
+
+def test_what_the_disk_refused_is_told_in_sqlites_words_too(tmp_path: Path) -> None:
+    error = refused(sqlite3.SQLITE_IOERR_FSYNC)
+    error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+
+    assert fault("write", tmp_path, error).reason == "refused (SQLITE_IOERR_FSYNC)"
+
+
 def test_a_disk_of_which_the_state_cannot_be_told_is_told_by_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,14 +191,25 @@ def test_a_damaged_page_that_is_of_this_number_still_tells_what_was_settled(life
         life.commit(appends=[wide(name)])
     life.commit(settlements=[delivered(1)])
     directory = life.kill()
-    *_, newest = frames_of(directory, 3)
+    *_, newest = frames_of(directory, 2)
     write(directory / LOG, newest + HEAD + 2000, b"?")  # in the room that nothing has
 
     assert rescued(directory) == ["1", "2"]
 
 
+def test_what_a_page_held_before_it_became_a_branch_does_not_come_back(life: Life) -> None:
+    for name in range(8):
+        life.commit(appends=[wide(name)])
+    life.commit(settlements=[delivered(1)])
+    life.move()
+    directory = life.kill()
+
+    assert rescued(directory) == [*map(str, range(1, 8))]
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["at a start", "seen from outside"])
 def test_a_state_that_sqlite_would_give_out_does_not_bring_back_what_was_settled_behind_damage(
-    life: Life,
+    life: Life, *, outside: bool
 ) -> None:
     for name in range(3):
         life.commit(appends=[wide(name)])
@@ -207,7 +218,8 @@ def test_a_state_that_sqlite_would_give_out_does_not_bring_back_what_was_settled
     directory = life.kill()
     write(directory / LOG, HEADER + life.ends[2] * FRAME + HEAD + 100, b"?")
 
-    assert "0" not in rescued(directory)
+    with closing(Rescue(directory, check.glance(directory), outside=outside)) as rescue:
+        assert 1 not in [row.key for row in rescue.chunks()]
 
 
 def test_of_two_states_of_a_chunk_the_one_with_less_in_it_is_newer(life: Life) -> None:
@@ -244,6 +256,20 @@ def change(directory: Path, statement: str, *values: object) -> None:
         db.execute(statement, values)
 
 
+@pytest.mark.parametrize("value", ["text", 5, None, b"\xff"])
+def test_a_row_that_is_no_chunk_is_told_and_the_others_are_rescued(tmp_path: Path, value: object) -> None:
+    with closing(DiskQueue(tmp_path / "queue")) as queue:
+        queue.commit(Change(appends=[chunk_of("a"), chunk_of("b"), chunk_of("c")]))
+    change(tmp_path / "queue", PUT, value, 2)
+    change(tmp_path / "queue", PUT, value, BOOKS)
+    change(tmp_path / "queue", "UPDATE Cache SET key = CAST(x'ff' AS TEXT) WHERE key = 1")
+
+    with rescue_of(tmp_path / "queue") as rescue:
+        assert [row.key for row in rescue.chunks()] == [3]
+        assert rescue.damaged_chunks == [2]
+        assert rescue.books is None
+
+
 def test_records_of_format_1_that_stand_under_another_key_are_not_taken(tmp_path: Path) -> None:
     """Nothing but their numbers tells: they have no checksum."""
     with closing(DiskQueue(tmp_path / "queue")) as queue:
@@ -258,13 +284,13 @@ def test_records_of_format_1_that_stand_under_another_key_are_not_taken(tmp_path
         assert list(rescue.checkpoints()) == []
 
 
-def test_a_leaf_that_leads_twice_to_one_row_is_searched_for_the_other(life: Life) -> None:
-    for name in range(3):
-        life.commit(appends=[wide(name, size=100)])
-    life.move()
-    directory = life.kill()
-    (directory / LOG).write_bytes(b"")
-    (directory / INDEX).unlink()
+@pytest.fixture
+def leaf(tmp_path: Path) -> tuple[Path, int]:
+    """A queue at rest with three chunks on one page, and where that page begins."""
+    directory = tmp_path / "queue"
+    with closing(DiskQueue(directory)) as queue:
+        for name in range(3):
+            queue.commit(Change(appends=[wide(name, size=100)]))
     with closing(Pages(directory, check.glance(directory))) as pages:
         (place,) = (
             version.offset
@@ -272,9 +298,22 @@ def test_a_leaf_that_leads_twice_to_one_row_is_searched_for_the_other(life: Life
             for version in pages.versions(number)
             if {1, 2, 3} <= {cell.key for cell in pages.leaf(number, version).cells}
         )
+    return directory, place
+
+
+def test_a_leaf_that_leads_twice_to_one_row_is_searched_for_the_other(leaf: tuple[Path, int]) -> None:
+    directory, place = leaf
     page = (directory / DATABASE).read_bytes()[place : place + PAGE]
     count = int.from_bytes(page[3:5], "big")
     write(directory / DATABASE, place + 8 + 2 * (count - 1), page[8 + 2 * (count - 2) :][:2])
+
+    assert rescued(directory) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", [2, 5, 10], ids=["branch of an index", "branch", "leaf of an index"])
+def test_a_leaf_that_says_it_is_none_is_searched(leaf: tuple[Path, int], kind: int) -> None:
+    directory, place = leaf
+    write(directory / DATABASE, place, bytes([kind]))
 
     assert rescued(directory) == ["0", "1", "2"]
 
