@@ -61,7 +61,7 @@ class Log(NamedTuple):
 
     Attributes:
         page_size: of the pages in it.
-        pages: how many pages the database has after the last commit; 0 when that is not known.
+        pages: how many pages the database has after the last commit, as it says; 0 when it is not there.
         missing: how many frames were committed and are not in the file, as far as that is known.
         frames: those that are, in order.
     """
@@ -241,7 +241,7 @@ def read(log: Path, seen: Glance, page_size: int) -> Log:
             copied = None if unknown else number <= (seen.copied or 0)
             frames.append(Frame(head.page, start + _HEAD.size, number <= end, sound, copied))
             sums = head.sums  # each frame's sums go on from those of the one before it
-    pages = heads[end - 1].commit if 0 < end <= len(heads) and frames[end - 1].sound else 0
+    pages = heads[end - 1].commit if 0 < end <= len(heads) else 0
     return Log(size, pages, max(0, end - len(heads)), frames)
 
 

@@ -201,3 +201,17 @@ def test_an_index_that_nobody_wrote_does_not_tell_that_nothing_waits(
         (tmp_path / INDEX).write_bytes(index)
 
     assert wal.Index(tmp_path / INDEX).waiting() is None
+
+
+def test_the_index_that_has_the_name_now_is_asked(tmp_path: Path) -> None:
+    """SQLite makes another file of it when the one that is there was taken away."""
+    _, ends, indexes = killed(tmp_path)
+    path = tmp_path / INDEX
+    path.write_bytes(indexes[0])
+    index = wal.Index(path)
+    assert index.waiting() == ends[0]
+
+    path.rename(tmp_path / "away")
+    path.write_bytes(indexes[-1])
+
+    assert index.waiting() == ends[-1]
