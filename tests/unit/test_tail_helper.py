@@ -130,6 +130,7 @@ def test_what_becomes_of_lines_is_the_same_with_it(started: Pair, lines: list[by
 
 def test_it_is_asked_at_all(started: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     started.begin_anew()
+    started.take(many(line("plain"), line("other")))  # of other lines than those before
     monkeypatch.setattr(started.helped[0], "_line_by_line", None)
     monkeypatch.setattr(started.helped[0], "_checker", None)
 
@@ -260,11 +261,13 @@ def offset_of(answer: Answer | None) -> int:
 
 
 def test_two_pieces_may_be_on_their_way_at_once(started: Pair) -> None:
+    started.take(many(line("a")))  # of other lines than those before
     tickets = [started.helper.ask(0, PLACE.identity, offset, many(line("a")), NOW) for offset in (1, 2)]
     assert [offset_of(started.helper.answer(ticket or 0)) for ticket in tickets] == [1, 2]
 
 
 def test_an_answer_that_nobody_wants_is_passed_over(started: Pair) -> None:
+    started.take(many(line("a")))  # of other lines than those before
     tickets = [started.helper.ask(0, PLACE.identity, offset, many(line("a")), NOW) for offset in (3, 4, 5)]
     assert offset_of(started.helper.answer(tickets[2] or 0)) == 5
     assert started.helper.answer(tickets[0] or 0) is None
