@@ -39,11 +39,14 @@ if TYPE_CHECKING:
 _LEAST_BYTES = 64 * 1024
 _MOST_BYTES = SLOT_BYTES // 4
 """Stamped, the shortest lines take almost four times the room."""
+_LARGE_BYTES = 512 * 1024
+"""Who reads blocks of less keeps up."""
 _BACKLOG_BYTES = 16 << 20
 """So much is read at a stretch before it is worth a process."""
 _IDLE_SECONDS = 30.0
 _ANSWER_SECONDS = 10.0
-_PAUSE_SECONDS = 60.0
+_FIRST_PAUSE = 60.0
+_LONGEST_PAUSE = 3600.0
 _END_SECONDS = 2.0
 
 
@@ -63,6 +66,7 @@ class Helper:
         self._read = 0  # bytes at a stretch
         self._used_at = 0.0
         self._not_before = 0.0
+        self._pause = _FIRST_PAUSE
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._memory: mmap.mmap | None = None
@@ -77,14 +81,13 @@ class Helper:
 
     def note(self, size: int) -> None:
         """Note that so many bytes were read at once: where it goes on like that, start the process."""
-        if size < _LEAST_BYTES:
+        if size < _LARGE_BYTES:
             return
         now = self._clock.monotonic()
         self._used_at = now
         self._read += size
         if self._process is None and self._read >= self._backlog_bytes and now >= self._not_before:
             self._read = 0
-            self._not_before = now + _PAUSE_SECONDS
             if is_possible():
                 self._start()
 
@@ -154,7 +157,7 @@ class Helper:
             return
         self._read = 0
         if self._process is not None:
-            self._not_before = 0.0
+            self._pause = _FIRST_PAUSE
             self.close()
 
     def close(self) -> None:
@@ -222,7 +225,8 @@ class Helper:
         self.close()
         ended = None if process is None else process.returncode
         self._read = 0
-        self._not_before = self._clock.monotonic() + _PAUSE_SECONDS
+        self._not_before = self._clock.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._log.warning(
             "the process that helps reading large files is lost; nothing else is, they are read without it",
             reason=str(error) or type(error).__name__,

@@ -140,8 +140,8 @@ def test_more_changes_than_the_system_can_note_are_found_by_looking(product: Pro
     wait_until(lambda: names(product) == ["a.log", "b.log", "new"])
 
 
-BACKLOG = [line(n, metadata={f"k{m}": "x" * 450 for m in range(8)}) for n in range(13_500)]
-"""Each third of it is 16 MB, enough for a process that helps reading."""
+BACKLOG = [line(n, metadata={f"k{m}": "x" * 600 for m in range(8)}) for n in range(13_500)]
+"""Each third of it is 22 MB, enough for a process that helps reading."""
 
 
 def helpers(product: Product) -> list[int]:

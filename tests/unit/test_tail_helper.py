@@ -40,7 +40,7 @@ class Pair:
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
-        self.helper = Helper(TABLES, clock, backlog_bytes=2 * PIECE)
+        self.helper = Helper(TABLES, clock, backlog_bytes=2 << 20)
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -51,8 +51,8 @@ class Pair:
 
     def start(self) -> None:
         """Have the helper started, as a backlog does, and wait until it is there."""
-        self.helper.note(PIECE)
-        self.helper.note(PIECE)
+        self.helper.note(1 << 20)
+        self.helper.note(1 << 20)
         wait_until(self.ready)
 
     def ready(self) -> bool:
@@ -177,7 +177,7 @@ def test_one_that_died_is_replaced_after_a_minute_not_before(pair: Pair) -> None
     os.kill(pair.helper.pid or 0, signal.SIGKILL)
     pair.take(many(line("plain")))
 
-    pair.helper.note(2 * PIECE)
+    pair.helper.note(2 << 20)
     assert pair.helper.pid is None
     pair.clock.advance(61)
     pair.start()
@@ -197,9 +197,23 @@ def test_one_that_does_not_answer_is_given_up(pair: Pair, monkeypatch: pytest.Mo
 
 def test_without_a_backlog_there_is_none(pair: Pair) -> None:
     for _ in range(100):
-        pair.helper.note(1000)
-    pair.helper.note(PIECE)
+        pair.helper.note(256 * 1024)  # of somebody who keeps up
+    pair.helper.note(1 << 20)
     assert pair.helper.pid is None
+
+
+def test_one_that_dies_again_and_again_is_tried_ever_more_seldom(pair: Pair) -> None:
+    waits = []
+    for _ in range(9):
+        waited = 0
+        while pair.helper.pid is None:
+            pair.clock.advance(30)
+            waited += 30
+            pair.helper.note(2 << 20)
+        waits.append(waited)
+        os.kill(pair.helper.pid or 0, signal.SIGKILL)
+        wait_until(lambda: not pair.ready() and pair.helper.pid is None)
+    assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
 
 
 def test_it_ends_when_there_was_nothing_to_read_for_a_while(pair: Pair) -> None:
