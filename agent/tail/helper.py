@@ -44,7 +44,7 @@ _LARGE_BYTES = 512 * 1024
 _BACKLOG_BYTES = 16 << 20
 """So much is read at a stretch before it is worth a process."""
 _IDLE_SECONDS = 30.0
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 3.0  # a piece takes milliseconds; producers at the socket may be waiting meanwhile
 _FIRST_PAUSE = 60.0
 _LONGEST_PAUSE = 3600.0
 _END_SECONDS = 2.0

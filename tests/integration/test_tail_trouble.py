@@ -140,17 +140,18 @@ def test_more_changes_than_the_system_can_note_are_found_by_looking(product: Pro
     wait_until(lambda: names(product) == ["a.log", "b.log", "new"])
 
 
-BACKLOG = [line(n, metadata={f"k{m}": "x" * 600 for m in range(8)}) for n in range(13_500)]
-"""Each third of it is 22 MB, enough for a process that helps reading."""
+BACKLOG = [line(n, metadata={f"k{m}": "x" * 450 for m in range(12)}) for n in range(13_500)]
+"""Each third of it is 25 MB, enough for a process that helps reading."""
 
 
 def helpers(product: Product) -> list[int]:
-    """Return the processes that the daemon has started."""
+    """Return the processes that help the daemon to read; another one is gone once its settings are read."""
     assert product.daemon is not None
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if place.joinpath("stat").read_text().rpartition(")")[2].split()[1] == str(product.daemon.pid):
+            parent = place.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(product.daemon.pid) and b"checking" in place.joinpath("cmdline").read_bytes():
                 found.append(int(place.name))
     return found
 
