@@ -61,9 +61,8 @@ class Reading:
         read_bytes: int,
         room_for_letters: Callable[[], int],
     ) -> None:
-        self._helper = Helper(tables, clock)
-        helper = None if checker.personal_token else self._helper
-        self._takings = [Taking(checker, table, number, helper) for number, table in enumerate(tables)]
+        self._helper = None if checker.personal_token else Helper(tables, clock)
+        self._takings = [Taking(checker, table, number, self._helper) for number, table in enumerate(tables)]
         self._files = files
         self._marks = marks
         self._writer = writer
@@ -97,7 +96,8 @@ class Reading:
 
     def take(self, tailed: Tailed, block: Block) -> bool:
         """Hand a block to the writer, with the checkpoint behind it; False when there is no room for it."""
-        self._helper.note(block.size)
+        if self._helper is not None:
+            self._helper.note(block.size)
         try:
             with InOrder(self._seen, self._writer.order) as seen:
                 return self._take_in_order(tailed, block, seen)
@@ -196,11 +196,13 @@ class Reading:
 
     def rest(self) -> None:
         """Give back what only the reading of large files needs, where none was read for a while."""
-        self._helper.rest()
+        if self._helper is not None:
+            self._helper.rest()
 
     def close(self) -> None:
         """End what was started."""
-        self._helper.close()
+        if self._helper is not None:
+            self._helper.close()
 
     def uncrowded(self) -> list[Key]:
         """Return the files that waited for room for their dead letters, once there is some."""

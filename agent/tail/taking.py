@@ -112,9 +112,7 @@ class Taking:
 
     def ask(self, identity: str, offset: int, block: bytes, now: float) -> int | None:
         """Have the helper look at lines that will be taken; return the ticket for `take`, if it does."""
-        if self._helper is None or not _all_short(block, self._max_line_bytes):
-            return None
-        return self._helper.ask(self._number, identity, offset, block, now)
+        return None if self._helper is None else self._helper.ask(self._number, identity, offset, block, now)
 
     def take(
         self,

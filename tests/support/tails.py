@@ -74,6 +74,7 @@ class Desk:
         self.max_bytes = limits.get("max_bytes", 1 << 40)
         self.block_bytes = limits.get("block_bytes", 1 << 20)
         self.max_dead_letters = limits.get("max_dead_letters", 1 << 40)
+        self.personal_token = bool(limits.get("personal_token"))
         self.clock = Moments()
         self.start()
 
@@ -84,7 +85,7 @@ class Desk:
         self.writer = Writer(self.queue, limits, self.clock, on_commit=lambda _: None, on_room=lambda: None)
         self.tail = Tail(
             self.tables,
-            Checker(max_line_bytes=self.max_line_bytes),
+            Checker(max_line_bytes=self.max_line_bytes, personal_token=self.personal_token),
             self.writer,
             self.queue,
             self.clock,

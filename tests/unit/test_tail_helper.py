@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.clock import FakeClock
 from support.processes import wait_until
-from support.tails import line
+from support.tails import Desk, append, line
 
 from agent.event import Checker
 from agent.seen import Seen
-from agent.tail import Table
+from agent.tail import Table, identity
 from agent.tail.helper import Helper, is_possible
 from agent.tail.taking import Place, Taken, Taking
 
@@ -139,16 +140,19 @@ def test_it_is_asked_at_all(started: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     assert with_it == without
 
 
+@pytest.mark.parametrize("table", [0, 1])
 @pytest.mark.parametrize("again", ["same", "other"])
-def test_what_came_before_is_known_although_the_lines_go_through_it(started: Pair, again: str) -> None:
+def test_what_came_before_is_known_although_the_lines_go_through_it(
+    started: Pair, again: str, table: int
+) -> None:
     started.begin_anew()
     block = b"".join(line(n, external_id=f"id-{n}") for n in range(2000)).removesuffix(b"\n")
-    first, _ = started.take(block)
+    first, _ = started.take(block, table)
     assert len(first["events"]) == 2000
 
     if again == "other":
         block = block.replace(b'{"name": "7",', b'{"name": "8",', 1)
-    with_it, without = started.take(block)
+    with_it, without = started.take(block, table)
 
     assert with_it == without
     assert (with_it["repeated"], len(with_it["letters"])) == ((2000, 0) if again == "same" else (1999, 1))
@@ -164,12 +168,27 @@ def test_an_id_that_stands_twice_in_a_piece_is_found(started: Pair) -> None:
 
 def test_when_it_dies_lines_are_checked_without_it(pair: Pair) -> None:
     pair.start()
-    os.kill(pair.helper.pid or 0, signal.SIGKILL)
+    pid = pair.helper.pid or 0
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
     with_it, without = pair.take(many(line("plain")))
 
     assert with_it == without
     assert pair.helper.pid is None
+
+
+def test_when_it_dies_while_it_has_lines_they_are_checked_without_it(pair: Pair) -> None:
+    pair.start()
+    pid = pair.helper.pid or 0
+    os.kill(pid, signal.SIGSTOP)
+    block = many(line("plain"))
+    ticket = pair.helped[0].ask(PLACE.identity, PLACE.offset, block, NOW)
+    os.kill(pid, signal.SIGKILL)
+
+    taken = pair.helped[0].take(PLACE, block, pair.seen[0], now=NOW, wall=NOW, ticket=ticket)
+
+    assert told(taken) == pair.take(block)[1]
 
 
 def test_one_that_died_is_replaced_after_a_minute_not_before(pair: Pair) -> None:
@@ -250,11 +269,22 @@ def test_signals_for_the_daemon_do_not_end_it(pair: Pair) -> None:
     assert pair.helper.pid == pid
 
 
-def test_lines_that_become_too_long_for_the_shared_memory_are_checked_without_it(started: Pair) -> None:
-    started.begin_anew()
-    one = b'{"name":"a","external_customer_id":"c"}\n'
-    with_it, without = started.take((one * (900_000 // len(one))).removesuffix(b"\n"))
-    assert with_it == without
+def test_more_than_it_has_room_for_is_not_asked_of_it(started: Pair) -> None:
+    assert started.helper.ask(0, PLACE.identity, 0, b"x" * (3 << 20), NOW) is None
+
+
+def test_lines_that_become_too_long_leave_those_that_wait_behind_them_alone(pair: Pair) -> None:
+    long = {"metadata": {f"k{n}": "x" * 400 for n in range(20)}}
+    pair.helper = helper = Helper([Table("/x", defaults=long)], pair.clock, backlog_bytes=2 << 20)
+    helper.note(2 << 20)
+    wait_until(helper._is_ready)
+    lacking = (b'{"name":"a","external_customer_id":"c"}\n' * 2000).removesuffix(b"\n")
+    whole = (line("b", **long) * 20).removesuffix(b"\n")
+
+    first, second = (helper.ask(0, PLACE.identity, *one, NOW) for one in ((1, lacking), (2, whole)))
+
+    assert helper.answer(first or 0) is None
+    assert offset_of(helper.answer(second or 0)) == 2
 
 
 def test_lines_of_another_shape_go_through_it_too(started: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,3 +315,70 @@ def test_an_answer_that_nobody_wants_is_passed_over(started: Pair) -> None:
     tickets = [started.helper.ask(0, PLACE.identity, offset, many(line("a")), NOW) for offset in (3, 4, 5)]
     assert offset_of(started.helper.answer(tickets[2] or 0)) == 5
     assert started.helper.answer(tickets[0] or 0) is None
+
+
+# -- in a tail -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    desk.close()
+
+
+def helper_of(desk: Desk) -> Helper:
+    """Have the helper of a tail started by much less than usual."""
+    helper = desk.tail._shelf.reading._helper
+    assert helper is not None
+    helper._backlog_bytes = 1 << 20
+    return helper
+
+
+def with_it(desk: Desk) -> int:
+    """Read a file so large that the helper is started; return how many lines that are."""
+    helper = helper_of(desk)
+    lines = [line(n, metadata={"text": "x" * 400}) for n in range(4000)]
+    append(desk.directory / "app.log", *lines)
+    desk.settle()
+    wait_until(helper._is_ready)
+    return len(lines)
+
+
+def test_each_line_of_a_file_has_the_id_of_its_place(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it(desk)
+    monkeypatch.setattr(Taking, "_line_by_line", None)
+    monkeypatch.setattr(Checker, "check_block", None)
+    append(desk.directory / "app.log", *(line(n) for n in range(40_000)))
+
+    desk.settle()
+
+    text = (desk.directory / "app.log").read_bytes()
+    mark = identity.identity(identity.fingerprint(text) or "", 0)
+    offsets = accumulate(map(len, text.splitlines(keepends=True)), initial=0)
+    ids = [identity.line_id(mark, *one).decode() for one in zip(offsets, text.splitlines(), strict=False)]
+    assert [event["external_id"] for event in desk.events()] == ids
+
+
+def test_a_tail_ends_it_when_it_has_little_to_read(desk: Desk) -> None:
+    with_it(desk)
+    pid = helper_of(desk).pid
+    desk.settle(40)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_tail_that_is_closed_leaves_none_behind(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    with_it(desk)
+    pid = helper_of(desk).pid
+    desk.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_with_a_token_of_a_person_every_line_is_checked_by_its_rules(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, personal_token=True)
+    append(tmp_path / "app.log", *(line(n, metadata={"text": "x" * 400}) for n in range(4000)))
+    desk.settle()
+    assert desk.tail._shelf.reading._helper is None
+    assert desk.queue.books().dead == 4000  # they name no organization
+    desk.close()
