@@ -80,22 +80,13 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
         """Delete no file: no row of ours has one."""
 
 
-class _Store(diskcache.Cache):  # type: ignore[misc]  # as above
-    """A cache that keeps no connection open, nor what that locks, when it cannot be made."""
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            super().__init__(str(directory), disk=_BytesDisk, timeout=30, **SETTINGS)
-        except BaseException:
-            self.close()
-            raise
-
-
 def open_store(directory: Path) -> Cache:
     """Open or make a database, readable for its owner only."""
     umask = os.umask(0o077)
     try:
-        return _Store(directory)
+        # One that cannot be opened must not be closed here: closing, SQLite moves what it believes of a
+        # damaged log and deletes the rest, before it could be rescued. `tests/crash/test_disk_calls.py`.
+        return Cache(str(directory), disk=_BytesDisk, timeout=30, **SETTINGS)
     finally:
         os.umask(umask)
 

@@ -38,7 +38,6 @@ from agent.lock import QueueLock, holder
 from agent.queue import Books, Change, Chunk
 from agent.queue.disk import FORMAT, DiskQueue
 from agent.queue.reader import DiskReader
-from agent.queue.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -643,20 +642,6 @@ def test_a_killed_process_holds_nothing(directory: Path, elsewhere: subprocess.P
     held = QueueLock(directory)
     assert holder(directory) == os.getpid()
     held.release()
-
-
-def test_a_database_that_cannot_be_opened_is_not_held_open(directory: Path) -> None:
-    """The connection would keep its locks for as long as somebody has the error in hand."""
-    directory.mkdir()
-    database = directory / "cache.db"
-    database.write_bytes(b"no database" * 1000)
-
-    with pytest.raises(sqlite3.DatabaseError) as told:
-        open_store(directory)
-
-    held = [place.resolve() for place in Path("/dev/fd").iterdir()]
-    assert database not in held
-    del told
 
 
 def test_a_process_that_ended_holds_nothing(directory: Path, elsewhere: subprocess.Popen[str]) -> None:
