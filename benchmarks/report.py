@@ -12,8 +12,8 @@ _HEAD = """# Benchmarks
 Made by `make bench ARGS='{arguments}'` on {date}; do not edit by hand.
 
 The daemon, the load generator and the sink are processes of their own on one machine and share its
-CPUs; the queue is on a real disk and every check is on. CPU and memory are the daemon's alone, all of
-its threads, the kernel's work for it included. Where several daemons are measured they take turns, and
+CPUs; the queue is on a real disk and every check is on. CPU and memory are the daemon's, all of
+its threads and helpers, the kernel's work included. Where several daemons are measured they take turns, and
 ratios are made pair by pair, so that a slow moment of the machine hits both. Medians are shown.
 
 The machine: {cpus} CPUs, Python {python}, Linux {kernel}, {filesystem}; `fdatasync` after 4 KiB takes
