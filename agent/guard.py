@@ -18,11 +18,9 @@ import json
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-
 from agent.answer import Answer, NoAnswer, Outcome
 from agent.errors import QueueError
-from agent.queue.destination import Destined  # noqa: TC001  # msgspec reads annotations
+from agent.queue.destination import names_organization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,13 +33,6 @@ _PERSONAL = "polar_pat_"
 _APPEARS_SECONDS = 5.0  # an event can be read so long after it was stored, at the latest
 _ASK_AGAIN_SECONDS = 600.0
 _NOT_ABOUT_EVENTS = frozenset({401, 403, 404, 408, 429, 502, 503, 504})
-
-
-class _Body(msgspec.Struct):
-    events: list[Destined]
-
-
-_read_body = msgspec.json.Decoder(_Body).decode
 
 
 class Polar(Protocol):
@@ -116,14 +107,11 @@ class Guard:
         personal = bool(token) and str(token).startswith(_PERSONAL)
         if not token or not (personal or self._may_be_personal(body)):
             return None
-        try:
-            events = _read_body(bytes(body)).events
-        except msgspec.MsgspecError:
-            return None  # what is wrong with it, the server tells
-        strange = sum((event.organization_id is None) is personal for event in events)
+        named = [names_organization(event) for part in body.parts for event in part.lines()]
+        strange = named.count(not personal)
         if not strange:
             return None
-        told = f"{strange} of {len(events)} events"
+        told = f"{strange} of {len(named)} events"
         if personal:
             return NoAnswer(
                 "elsewhere", f"the token is a person's, and {told} were taken for an organization's"

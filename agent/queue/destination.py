@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent.errors import UsageError
+from agent.polar_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from agent.queue import Books, Chunk
@@ -18,28 +19,27 @@ _PERSONAL_HINT = "use a personal token until the queue is empty, or choose anoth
 _ORGANIZATION_HINT = "use a token of the organization until the queue is empty, or choose another queue_dir"
 
 
-class Destined(msgspec.Struct):
+class _Destined(msgspec.Struct):
     """What an event says of whom it is for."""
 
     organization_id: object = None
 
 
-_read_event = msgspec.json.Decoder(Destined).decode
+_read_event = msgspec.json.Decoder(_Destined).decode
 
 
-def names_organization(event: bytes) -> bool:
-    """Tell whether an event names its organization, as Polar wants of a personal token, and of no other."""
-    if b"organization_id" not in event:
-        return False
-    try:
+def names_organization(event: bytes) -> bool | None:
+    """Tell whether an event names its organization, as Polar wants of a personal token, and of no other.
+
+    None where it is no event at all: then the server is to say so.
+    """
+    with contextlib.suppress(msgspec.MsgspecError):
         return _read_event(event).organization_id is not None
-    except msgspec.MsgspecError:
-        return False
-
-
-def kinds(events: Iterable[bytes]) -> set[bool]:
-    """Return whether events name their organization: one answer, both, or none where there are no events."""
-    return set(map(names_organization, events))
+    with contextlib.suppress(ValueError):
+        read = parse_json(event.decode())  # which takes `NaN`, as the server does
+        if isinstance(read, dict):
+            return read.get("organization_id") is not None
+    return None
 
 
 def refuse_other_token(directory: Path, oldest: Chunk | None, *, personal: bool) -> None:
@@ -55,7 +55,7 @@ def refuse_other_token(directory: Path, oldest: Chunk | None, *, personal: bool)
     Raises:
         UsageError: events for the other kind of token are there, and what to do.
     """
-    if oldest is None or (not personal) not in kinds(oldest.lines.split(b"\n")):
+    if oldest is None or (not personal) not in map(names_organization, oldest.lines.split(b"\n")):
         return
     meant, given = "a personal", "an organization's"
     if personal:

@@ -223,10 +223,11 @@ def test_events_that_were_taken_for_the_other_kind_of_token_are_held_and_not_ref
     assert scene.send(0.0, fitting) == STORED
 
 
-def test_what_is_no_batch_at_all_is_left_to_the_server() -> None:
+@pytest.mark.parametrize("event", ['"organization_id"', '{"organization_id', "[" * 2_000])
+def test_what_is_no_event_at_all_is_left_to_the_server(event: str) -> None:
     scene = Scene({}, token="polar_pat_x")
 
-    assert scene.send(0.0, '"organization_id"') == STORED
+    assert scene.send(0.0, event) == STORED
 
 
 def test_while_one_thread_asks_whose_token_it_is_the_others_wait_for_what_it_learns() -> None:
