@@ -40,3 +40,10 @@ def keep_freed_memory() -> None:
     frees: after a block of this size it keeps twice as much (mallopt(3), M_MMAP_THRESHOLD).
     """
     bytes(_KEPT_BYTES)
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # then they are as many as before
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from agent.errors import AgentError, hint_of, reason_of
 from agent.history import History
 from agent.logs import configure, get
 from agent.pipeline import Pipeline
-from agent.process import keep_freed_memory, measure
+from agent.process import keep_freed_memory, measure, raise_file_limit
 from agent.prometheus import render
 from agent.reload import changes, merged
 from agent.settings_child import load_anew
@@ -63,7 +62,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, clock: Clock, config: Path | None = None) -> None:
-        _raise_file_limit()
+        raise_file_limit()
         self._settings = settings
         self._config = config
         self._clock = clock
@@ -82,20 +81,16 @@ class Service:
         # Before the socket: who sees it takes the daemon for started, and may signal it. Not
         # sooner: to end at once is best while the queue is opened, which can take minutes.
         self._signals.take_stops()
+        bound = adopt(passed, settings.socket_path) or listen(
+            settings.socket_path,
+            mode=settings.socket_mode,
+            owner=settings.socket_owner,
+            group=settings.socket_group,
+        )
         try:
-            bound = adopt(passed, settings.socket_path) or listen(
-                settings.socket_path,
-                mode=settings.socket_mode,
-                owner=settings.socket_owner,
-                group=settings.socket_group,
-            )
-            try:
-                self._api_sockets = ApiSockets.bind(settings, passed)
-            except BaseException:
-                bound.close()
-                raise
+            self._api_sockets = ApiSockets.bind(settings, passed)
         except BaseException:
-            self.pipeline.queue.close()
+            bound.close()
             raise
         self._collector = Collector(
             bound,
@@ -340,22 +335,10 @@ class Service:
         self._log.info("stopped", pending=pending)
 
     def _room_changed(self) -> None:
-        """Tell the collector, which is made after the writer."""
+        """Tell the collector, which is made after the writer. Who reads files looks each second."""
         self._collector.room_changed()
-        if self.tail is not None:
-            self.tail.wake()
 
     def _damage_found(self, found: str) -> None:
         """Have the main thread stop, since the queue is damaged and not to be mended."""
         self._damage = found
         self._signals.wake()
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            return

@@ -886,6 +886,21 @@ def test_a_fresh_database_is_in_one_file_or_is_none(directory: Path) -> None:
     others[0].close()
 
 
+def test_a_fresh_database_is_written_while_it_is_read_and_not_held_in_memory(directory: Path) -> None:
+    directory.mkdir()
+    there: list[int] = []
+
+    def rows() -> Iterator[tuple[int | str, bytes]]:
+        for key in range(1, 4):
+            with closing(sqlite3.connect(f"file:{directory / DATABASE}?mode=ro", uri=True)) as db:
+                there.append(*db.execute("SELECT count(*) FROM Cache").fetchone())
+            yield key, bytes(4 << 20)
+
+    store.fill(directory, rows())
+
+    assert there == [0, 1, 2]
+
+
 def test_a_fresh_database_that_the_disk_does_not_take_is_told_as_what_a_disk_refuses(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

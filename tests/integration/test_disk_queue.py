@@ -892,6 +892,26 @@ def test_reading_needs_no_write_lock(queue: DiskQueue, directory: Path) -> None:
         assert [dead.external_id for dead in queue.dead_letters()] == ["a"]
 
 
+@contextlib.contextmanager
+def held_for_a_moment(directory: Path, *statements: str) -> Iterator[None]:
+    """Have another connection hold the database, and let go of it while it is waited for."""
+    other = sqlite3.connect(directory / "cache.db", isolation_level=None, check_same_thread=False)
+    for statement in statements:
+        other.execute(statement)
+    leaving = threading.Timer(0.1, other.close)
+    leaving.start()
+    yield
+    leaving.join()
+
+
+def test_a_commit_waits_for_who_holds_the_write_lock(queue: DiskQueue, directory: Path) -> None:
+    queue.commit(Change(appends=[chunk_of("a")]))
+    with held_for_a_moment(directory, "BEGIN IMMEDIATE"):
+        queue.commit(Change(appends=[chunk_of("b")]))
+
+    assert pending(queue) == ["a", "b"]
+
+
 # -- the size that the books know --------------------------------------------------------
 
 
@@ -1049,6 +1069,15 @@ def test_a_reader_waits_for_no_writer(filled: DiskQueue, directory: Path) -> Non
         other.execute("DELETE FROM Cache")
 
         assert look(directory) == (filled.books(), 12.5, ["b"], ["b"])
+
+
+def test_a_reader_waits_for_who_has_the_database_to_himself(queue: DiskQueue, directory: Path) -> None:
+    """As a daemon has it that ends, while it moves its log."""
+    queue.commit(Change(appends=[chunk_of("a")]))
+    queue.close()
+    alone = ["PRAGMA locking_mode = EXCLUSIVE", "BEGIN IMMEDIATE", "DELETE FROM Settings", "COMMIT"]
+    with held_for_a_moment(directory, *alone):
+        assert look(directory)[0].pending == 1
 
 
 def test_a_reader_holds_no_writer_up(filled: DiskQueue, directory: Path) -> None:

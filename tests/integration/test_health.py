@@ -163,6 +163,7 @@ def test_not_ready_while_the_queue_is_full_and_yet_alive(product: Product) -> No
 
     assert "disk_reserve_bytes" in answer.json()["reason"]
     assert api("GET", "/healthz").status == 200
+    assert line.answer()["error"]["type"] == "queue_full"
     line.close()
 
 
@@ -171,6 +172,7 @@ def test_status_tells_what_is_wrong(product: Product) -> None:
     product.environ.pop("POLAR_ACCESS_TOKEN")
     product.start_daemon()
     api = Caller(product.directory / "api.sock").wait()
+    assert "set POLAR_ACCESS_TOKEN" in product.log.read_text()
     assert api("GET", "/status").json()["health"]["delivering"] is True
     line = Line(product.socket)
     line.send(GOOD)

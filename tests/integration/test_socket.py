@@ -385,9 +385,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(daemon: Product) -> None:
+def test_without_a_free_descriptor_new_producers_wait_and_that_is_told_once(product: Product) -> None:
+    product.prefix = ["sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh"]
+    product.start_daemon()
+    daemon = product
     pid = wait_until(lambda: daemon.polled()["daemon"]["pid"], what="a daemon that runs")
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    assert limits[0] == limits[1], "it takes fewer than the system allows"
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     line = Line(daemon.socket)
     line.send(GOOD)

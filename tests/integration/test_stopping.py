@@ -236,22 +236,24 @@ def test_flush_tries_at_once_what_was_mended_meanwhile(fault: str, tmp_path: Pat
         assert server.requests[-1].body.count(b'"e1"') == 1
 
 
-def test_flush_says_that_the_daemon_stops(tmp_path: Path) -> None:
+def test_flush_says_that_the_daemon_stops_and_a_second_signal_ends_what_it_delivers(tmp_path: Path) -> None:
     with (
         server_with("no answer comes") as server,
-        waiting_agent(tmp_path, server.url, flush_interval=3600, shutdown_timeout=0) as product,
+        waiting_agent(tmp_path, server.url, flush_interval=3600, shutdown_timeout=3600) as product,
     ):
         came = threading.Event()
         server.talk = lambda connection: (came.set(), silence(server, connection))
         flush = product.spawn("flush", "--timeout", "60s", stdout=subprocess.PIPE)
         assert came.wait(PATIENCE), "the flush sends what the daemon would still gather"
 
-        assert product.stop_daemon(signal.SIGTERM) == 0
+        assert product.daemon is not None
+        product.daemon.send_signal(signal.SIGTERM)
 
         assert (
             flush.communicate(timeout=PATIENCE)[0] == "1 event remains in the queue: the agent is stopping\n"
         )
         assert flush.returncode == 1
+        assert product.stop_daemon(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("timeout", ["nan", "-1", "soon"])
