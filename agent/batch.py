@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent.chunk import Chunk
+from agent.guess import TAB, correct
 from agent.queue import DeadLetter, Settlement
 
 if TYPE_CHECKING:
@@ -31,14 +32,18 @@ class Lease:
         key: the chunk's key.
         chunk: the events.
         fresh: this process has checked them.
+
+    Attributes:
+        guessed: some of their stamps may have been made before the server's time was known.
     """
 
-    __slots__ = ("_lines", "_open", "chunk", "fresh", "key")
+    __slots__ = ("_lines", "_open", "chunk", "fresh", "guessed", "key")
 
     def __init__(self, key: int, chunk: Chunk, *, fresh: bool = False) -> None:
         self.key = key
         self.chunk = chunk
         self.fresh = fresh
+        self.guessed = TAB in chunk.lines
         self._lines: list[bytes] | None = None
         self._open: set[int] | None = None  # None: all of them
 
@@ -51,6 +56,18 @@ class Lease:
         if self._lines is None:
             self._lines = self.chunk.lines.split(b"\n")
         return self._lines[place]
+
+    def correct(self, offset: float, now: float) -> None:
+        """Correct the stamps that were guessed, see `agent.guess.correct`.
+
+        A request that is under way may be reading them: no line changes its length, and either is right.
+        It reads single lines only where this thread has split them already.
+        """
+        lines = correct(self.chunk.lines, offset, now)
+        self.guessed = False
+        if self._lines is not None:
+            self._lines = lines.split(b"\n")
+        self.chunk = replace(self.chunk, lines=lines)
 
     def close(self, places: Iterable[int]) -> Chunk | None:
         """Take events as settled; return the chunk of those that are still open, None when none is."""
@@ -182,6 +199,7 @@ class Batch:
             was cut from; infinite before.
         failed_at: the same for the last time.
         resent: it was sent again because the sums differed.
+        guessed: it went out with stamps of which some may have been made before the server's time was known.
         uncertain: a request with it ended without a word whether the server stored it.
         cut: what it was cut from.
     """
@@ -196,6 +214,7 @@ class Batch:
     resent: bool = False
     uncertain: bool = False
     cut: Cut | None = None
+    guessed: bool = False
     events: int = field(init=False)
     size: int = field(init=False)
 
@@ -208,6 +227,19 @@ class Batch:
     def weight(self) -> int:
         """How many bytes it keeps in memory, at most: its chunks are there as a whole."""
         return sum(len(part.lease.chunk.lines) for part in self.parts)
+
+    def correct(self, offset: float | None, now: float) -> None:
+        """Correct the stamps that were guessed, or note that this cannot be done yet.
+
+        Args:
+            offset: how far the server is ahead of the clock that was guessed by; None while nobody knows.
+            now: Unix seconds by the server's clock.
+        """
+        guessed = [part.lease for part in self.parts if part.lease.guessed]
+        self.guessed = bool(guessed) and offset is None
+        if offset is not None:
+            for lease in guessed:
+                lease.correct(offset, now)
 
     def body(self) -> Body:
         """Return the request's body; the stored lines go into it as they are."""

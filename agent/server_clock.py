@@ -5,15 +5,19 @@ our clock being wrong must not matter. A `Date` header is cut to the second, so 
 answer gives an interval; their intersection becomes narrow. Within it, our own clock
 is believed; outside, its beginning is, so that a clock that is wrong makes no stamps that
 are ahead. All is kept against monotonic time: a local clock that is set does no harm.
+
+Before the first answer, the time is a guess: what is stamped by it is corrected later, see
+`agent.guess`. It goes by our clock as it stood at the start.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.guess import Guess
+
 if TYPE_CHECKING:
     from agent.clock import Clock
-
 
 MOST_LEAD = 3600.0
 
@@ -23,14 +27,15 @@ class ServerClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._ours = clock.wall() - clock.monotonic()
         self._bounds: tuple[float, float] | None = None  # of server time minus monotonic time
 
     def now(self) -> float:
-        """Return Unix time in seconds by the server's clock; by ours before any answer came."""
+        """Return Unix time in seconds by the server's clock; before any answer came, a guess by ours."""
         wall, bounds = self._clock.wall(), self._bounds
-        if bounds is None:
-            return wall
         monotonic = self._clock.monotonic()
+        if bounds is None:
+            return Guess(wall, monotonic + self._ours)
         ours = wall - monotonic
         return monotonic + (ours if bounds[0] <= ours <= bounds[1] else bounds[0])
 
@@ -38,6 +43,14 @@ class ServerClock:
     def offset(self) -> float:
         """How far the server is ahead of us, seconds."""
         return self.now() - self._clock.wall()
+
+    @property
+    def correction(self) -> float | None:
+        """What to add to a stamp that was guessed, seconds; None while the server's time is not known."""
+        bounds = self._bounds
+        if bounds is None:
+            return None
+        return 0.0 if bounds[0] <= self._ours <= bounds[1] else bounds[0] - self._ours
 
     @property
     def lead(self) -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.chunk import MAX_EVENTS
+from agent.guess import TAB, member, unmarked
 from agent.ids import uuid7_block
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def cut(data: bytes) -> Cut | None:
 
 def groups(whole: Cut) -> list[tuple[bytes, int]]:
     """Return lines that lack nothing in groups that fit into chunks, with their counts."""
+    if TAB in whole.data:
+        whole = Cut(unmarked(whole.data), list(map(unmarked, whole.lines)), whole.bodies)
     if whole.count <= MAX_EVENTS:
         return [(whole.data, whole.count)]
     return [
@@ -83,11 +86,11 @@ def write_in(
 
     Args:
         whole: the lines.
-        now: the time of receipt.
+        now: the time of receipt, Unix seconds; may be a `Guess`.
         times: they lack times.
         ids: gives those for some of the lines, where they lack them.
     """
-    end = b',"timestamp":"%b"}\n' % iso(now) if times else b"}\n"
+    end = member(now) + b"}\n" if times else b"}\n"
     result = []
     for share in _shares(whole.count):
         count = share.stop - share.start
@@ -115,19 +118,11 @@ def _shares(count: int) -> Iterator[slice]:
         yield slice(count * number // chunks, count * (number + 1) // chunks)
 
 
-def iso(now: float) -> bytes:
-    """Return Unix seconds as RFC 3339 in UTC, cut (never rounded up) to the millisecond."""
-    milliseconds = int(now * 1000)
-    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    # Without `strftime`, which takes 20 microseconds; behind the seconds stands the offset.
-    return b"%b.%03dZ" % (moment.isoformat()[:19].encode(), milliseconds % 1000)
-
-
 class Stamper:
     """Stamps lines of which each may lack something else.
 
     Args:
-        now: the time of receipt, Unix seconds.
+        now: the time of receipt, Unix seconds; may be a `Guess`.
 
     Attributes:
         now: the same as a datetime.
@@ -136,7 +131,7 @@ class Stamper:
     def __init__(self, now: float) -> None:
         self.now = datetime.fromtimestamp(now, UTC)
         self._seconds = now
-        self._time = iso(now)
+        self._time = member(now)
         self._ids: list[bytes] = []
 
     def stamp(self, line: bytes, facts: Facts, given: bytes | None = None) -> bytes:
@@ -153,8 +148,8 @@ class Stamper:
                 rest = _without(line, "customer_id")
                 added += b',"customer_id":null' if rest is line else b""
                 line = rest
-            added += b',"timestamp":"%b"' % self._time
-        return line[:-1] + added + b"}" if added else line
+            added += self._time
+        return line[:-1] + added + b"}" if added else unmarked(line)
 
     def join(
         self, lines: Sequence[bytes], facts: Sequence[Facts], given: Sequence[bytes] | None = None

@@ -20,6 +20,7 @@ from agent.flusher.held import Held, due_of
 from agent.flusher.intake import Intake, Options, Room
 from agent.flusher.senders import Sender, Senders
 from agent.flusher.suspicion import Evidence, Fate, Suspects, alone
+from agent.guess import may_be_ours
 from agent.logs import get
 from agent.meters import Meters
 from agent.pace import Pace, retry_after
@@ -103,6 +104,8 @@ class Flusher:
         self._unnoticed = 0  # events committed since the last look
         self._enough: float = 1  # how many of them are worth another look
         self._haste = Haste()
+        self._answered = False  # by whoever
+        self._guessing = False  # the first request with stamps that are guesses is under way
         self._asked_until = -math.inf  # the server asked for so much time
         self._stopping = False
         self._trouble: str | None = None
@@ -214,7 +217,9 @@ class Flusher:
         """Send what may be sent; return the seconds until the next look."""
         while not self._graveyard.crowded:
             in_flight = self._senders.in_flight
-            if in_flight >= (1 if self._pace.probing else self._options.max_in_flight):
+            # The first answer tells Polar's time: what comes behind it is stamped right.
+            alone = self._pace.probing or self._guessing
+            if in_flight >= (1 if alone else self._options.max_in_flight):
                 return None  # an answer wakes us
             pause = self._pace.wait(now)
             if pause > 0:
@@ -306,15 +311,20 @@ class Flusher:
 
     def _send(self, batch: Batch | None, now: float) -> None:
         """Hand a request to a sender thread."""
-        body = NOTHING if batch is None else batch.body()
         if batch is not None:
+            self._correct(batch)
+            self._guessing = batch.guessed and not self._answered
             self._most_events.sent(batch.events)
             self._most_bytes.sent(batch.size - OVERHEAD)
             batch.attempts += 1
             batch.first_attempt = batch.first_attempt or self._clock.wall()
         self._pace.take(now)
         self._evidence.sent += 1
-        self._senders.send(self._evidence.sent, batch, body)
+        self._senders.send(self._evidence.sent, batch, NOTHING if batch is None else batch.body())
+
+    def _correct(self, batch: Batch) -> None:
+        """Correct what was stamped before Polar's time was known, if it is known now."""
+        batch.correct(self._server_clock.correction, self._server_clock.now())
 
     def _try_now(self, now: float) -> None:
         """Wait no longer for what may be mended by now; but for what the server asked us to."""
@@ -338,6 +348,8 @@ class Flusher:
         """Deal with the answers that are there."""
         for result in self._senders.results():
             self._haste.done()
+            self._guessing = False
+            self._answered |= isinstance(result.outcome, Answer)
             self._meters.answered(
                 result.outcome.kind if isinstance(result.outcome, NoAnswer) else str(result.outcome.status),
                 0 if result.batch is None else result.batch.events,
@@ -489,17 +501,19 @@ class Flusher:
             )
 
     def _sift(self, batch: Batch, verdict: Verdict) -> None:
-        """Bury or hold the named events; send the rest again."""
+        """Bury or hold the named events; send the rest again, with what we stamped too late by a guess."""
         faults = verdict.faults
         batch.spoil()
-        early = {index: fault for index, fault in faults.items() if fault.future}
-        dead = [index for index in sorted(faults) if index not in early]
+        guessed = batch.guessed and self._server_clock.correction is not None
+        dead = [index for index in sorted(faults) if not faults[index].future]
+        early = faults.keys() - dead
+        ours = {index for index in early if guessed and may_be_ours(batch.line(index))}
         if dead:
             self._bury(batch.choose(dead), [faults[index] for index in dead], verdict.status)
-        for index in early:
+        for index in sorted(early - ours):
             due = due_of(batch.line(index), self._server_clock.now())
             self._held.add(due, batch.choose([index], f".{index}"))
-        rest = [index for index in range(batch.events) if index not in faults]
+        rest = [index for index in range(batch.events) if index in ours or index not in faults]
         if rest:
             self._again.appendleft(batch.choose(rest, "s"))
         # The server works; whether it takes our events, the rest will tell.
@@ -558,6 +572,7 @@ class Flusher:
     def _bury(self, batch: Batch, faults: list[Fault], status: int) -> None:
         """Make dead letters of a whole batch."""
         batch.spoil()
+        self._correct(batch)
         self._graveyard.bury(batch, faults, status)
 
     # -- status ------------------------------------------------------------------------

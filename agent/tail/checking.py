@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from agent.event import Checker
+from agent.guess import Guess
 from agent.process import keep_freed_memory
 from agent.shape import Shapes
 from agent.stamp import cut
@@ -36,7 +37,10 @@ SHARED_BYTES = SLOTS * SLOT_BYTES
 
 
 class Lines(msgspec.Struct, array_like=True):
-    """What to check: where it is, so many bytes of lines; in which table's file, where in it, and when."""
+    """What to check: where it is, so many bytes of lines; in which table's file, where in it, and when.
+
+    The last is not there for a time that is known, see `agent.guess`.
+    """
 
     start: int
     size: int
@@ -44,6 +48,7 @@ class Lines(msgspec.Struct, array_like=True):
     identity: str
     offset: int
     now: float
+    guess: float | None = None
 
 
 class Stamped(msgspec.Struct, array_like=True):
@@ -141,7 +146,8 @@ def serve(connection: socket.socket, memory: mmap.mmap) -> None:
     while asked := connection.recv(1 << 16):
         work = msgspec.msgpack.decode(asked, type=Lines)
         lines = memory[work.start : work.start + work.size]
-        answer = checking.check(work.table, work.identity, work.offset, lines, work.now)
+        now = work.now if work.guess is None else Guess(work.now, work.guess)
+        answer = checking.check(work.table, work.identity, work.offset, lines, now)
         connection.send(msgspec.msgpack.encode(_told(answer, memory, work.start)))
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent.guess import Guess
 from agent.logs import get
 from agent.tail import checking
 from agent.tail.checking import SHARED_BYTES, SLOT_BYTES, SLOTS, Answer, Lines, Stamped, slot
@@ -109,7 +110,8 @@ class Helper:
         if self._asked - self._answered == SLOTS:
             self._receive()
         place = slot(self._asked)
-        work = Lines(place.start, len(lines), table, identity, offset, now)
+        guess = now.stamp if isinstance(now, Guess) else None
+        work = Lines(place.start, len(lines), table, identity, offset, float(now), guess)
         try:
             if self._memory is None or self._socket is None:
                 return None

@@ -400,3 +400,30 @@ def test_a_daemon_that_starts_with_another_time_delivers_what_the_last_one_took(
 
     wait_until(lambda: len(numbers(shifted)) >= 10, what="delivery")
     assert numbers(shifted) == list(range(10))
+
+
+def test_what_was_stamped_by_a_clock_a_day_ahead_before_a_kill_and_after_it_is_right_at_the_first_answer(
+    tmp_path: Path,
+) -> None:
+    product = ShiftedProduct(tmp_path, max_in_flight="1")
+    try:
+        product.start_emulator()
+        product.faults(reset_share=1.0)
+        product.shift(86_400)
+        began = datetime.now(UTC)
+        product.start_daemon()
+        send(product, *map(event, range(5)))
+        product.stop_daemon(signal.SIGKILL)
+        product.start_daemon()
+        send(product, *map(event, range(5, 10)))
+        product.faults()
+
+        wait_until(lambda: len(numbers(product)) >= 10, what="delivery")
+
+        stamps = [datetime.fromisoformat(one["timestamp"]) for one in product.stored()]
+        assert numbers(product) == list(range(10))
+        assert stamps == sorted(stamps)
+        assert began - timedelta(seconds=2) <= stamps[0] <= stamps[-1] <= datetime.now(UTC)
+        assert balanced(product.status())
+    finally:
+        product.close()

@@ -8,7 +8,7 @@ was sent (`support.world`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -508,6 +508,90 @@ def test_duplicates_of_what_a_run_before_sent_are_our_own_retries(tmp_path: Path
         assert (books.duplicates, books.resent) == (60, 60)
     finally:
         world.close()
+
+
+# -- a clock that is wrong from the start ------------------------------------------------
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[World]:
+    """A world in which nothing can be reached yet, and whose one agent has just started."""
+    world = World(tmp_path)
+    world.way = Way(BROKEN)
+    yield world
+    world.close()
+
+
+def start_with(world: World, ahead: float) -> None:
+    """Start the agent with its clock so far ahead."""
+    world.all[0].clock.ahead = ahead
+    world.all[0].restart()
+
+
+def before_the_first_answer(world: World, *steps: Play) -> dict[int, float]:
+    """Have events come and things happen while nothing can be reached; return how far each stamp is off."""
+    world.at(0, *steps)
+    stream(world, seconds=20)
+    world.at(30.5, calm)
+    world.at(31.5, events(50))
+    world.run(seconds=600)
+    world.check()
+    off = world.off()
+    assert list(world.stored()) == sorted(world.sent)
+    return off
+
+
+@pytest.mark.parametrize("ahead", [86_400.0, 300.0])
+def test_stamps_of_a_clock_that_was_ahead_from_the_start_are_right_in_the_end(
+    lone: World, ahead: float
+) -> None:
+    """None is held for as long as the clock is ahead, and all are in order."""
+    start_with(lone, ahead)
+
+    off = before_the_first_answer(lone)
+
+    assert len(off) > 400
+    assert all(-2 <= seconds <= 0 for seconds in off.values())
+    assert lone.statuses().keys() == {0, 422, 200}
+    assert lone.statuses()[422] == 1
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, -300.0])
+def test_stamps_of_a_clock_that_was_behind_from_the_start_are_right_but_for_those_of_the_first_request(
+    lone: World, ahead: float
+) -> None:
+    start_with(lone, ahead)
+
+    off = before_the_first_answer(lone)
+
+    first = next(size for _, _, size, outcome in lone.requests if isinstance(outcome, Answer))
+    wrong = [number for number, seconds in off.items() if not -2 <= seconds <= 0]
+    assert all(off[number] == pytest.approx(ahead, abs=0.01) for number in wrong)
+    assert wrong == [number for number in range(first) if number in off]
+    assert first < 420
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 86_400.0])
+def test_a_clock_that_is_set_before_the_first_answer_changes_no_stamp(lone: World, jump: float) -> None:
+    start_with(lone, 0.0)
+
+    off = before_the_first_answer(lone, lambda world: world.at(10.5, clock(jump)))
+
+    assert all(-2 <= seconds <= 0.01 for seconds in off.values())
+
+
+@pytest.mark.parametrize("mended", [False, True], ids=["the same clock", "a mended clock"])
+def test_after_a_kill_before_the_first_answer_no_stamp_is_ahead_and_none_is_held(
+    lone: World, mended: bool
+) -> None:
+    """With a clock that was mended nothing tells how wrong it was: the end of the outage it is, at most."""
+    start_with(lone, 86_400.0)
+
+    off = before_the_first_answer(
+        lone, lambda world: world.at(25.5, lambda world: start_with(world, 0.0 if mended else 86_400.0))
+    )
+
+    assert all(-2 <= seconds <= (40 if mended else 0) for seconds in off.values())
 
 
 # -- at random ---------------------------------------------------------------------------

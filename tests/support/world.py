@@ -16,6 +16,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -229,6 +230,7 @@ class World:
         self._app = create_app(self.emulator)
         self._loop = asyncio.Runner()
         self.sent: dict[int, dict[str, Any]] = {}
+        self.made: dict[int, float] = {}
         self.all = [Agent(self, number, self.settings) for number in range(self.agents)]
         self._order = itertools.count()
         self._coming: list[tuple[float, int, Agent, int, Request, Outcome]] = []
@@ -249,7 +251,7 @@ class World:
 
     def make(self, count: int, agent: int = 0, **fields: Any) -> None:
         """Have events sent to an agent: of many kinds, each with a number of its own in its metadata."""
-        now = self.all[agent].server_clock.now()
+        now = self.clock.wall()
         events = []
         for number in range(len(self.sent), len(self.sent) + count):
             event: dict[str, Any] = {
@@ -263,6 +265,7 @@ class World:
             event["metadata"] = {"n": number, "cost": 0.1 + number, "model": "m" * (number % 40 + 1)}
             event.update(fields)
             self.sent[number] = event
+            self.made[number] = now
             events.append(event)
         self.all[agent].send(events)
 
@@ -403,6 +406,14 @@ class World:
         assert sum(one.dead for one in books) == len(self.dead)
         assert sum(one.delivered + one.duplicates for one in books) == len(stored)
         assert [(one.pending, one.dropped) for one in books] == [(0, 0)] * len(books)
+
+    def off(self) -> dict[int, float]:
+        """Return how far each stamp of ours is from the true time, in order of storing."""
+        return {
+            number: datetime.fromisoformat(event["timestamp"]).timestamp() - self.made[number]
+            for number, event in self.stored().items()
+            if "timestamp" not in self.sent[number]
+        }
 
     def statuses(self) -> Counter[int]:
         """Return how many requests got which answer; 0 for none."""

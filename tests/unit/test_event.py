@@ -21,9 +21,9 @@ from agent import quick, schema
 from agent.chunk import MAX_EVENTS
 from agent.event import Checker
 from agent.framing import TOO_LONG
+from agent.guess import iso
 from agent.refusal import Refusal, full_check, queue_full
 from agent.seen import Seen
-from agent.stamp import iso
 
 NOW = datetime.fromtimestamp(NOON, UTC)
 MINIMAL = b'{"name":"n","external_customer_id":"c"}'

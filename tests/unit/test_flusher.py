@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import random
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,16 +20,15 @@ from support.processes import wait_until
 from support.queues import chunk_of, counts, line, names
 
 from agent.answer import Answer, NoAnswer, Outcome
-from agent.chunk import DamagedChunkError, NewerChunkError
+from agent.chunk import Chunk, DamagedChunkError, NewerChunkError
 from agent.clock import SystemClock
 from agent.errors import QueueError
+from agent.guess import Guess, member
 from agent.queue import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-
-    from agent.chunk import Chunk
 
 
 @pytest.fixture
@@ -576,6 +576,182 @@ def test_events_that_are_too_early_and_bad_are_buried(desk: Desk) -> None:
     answer_once(desk, Answer(422, json.dumps(both).encode()))
 
     assert desk.dead in (["1"], [])
+
+
+# -- stamps from before the server's time was known ---------------------------------------
+
+
+def guessed(desk: Desk, *names: object, ahead: float = 0.0) -> Chunk:
+    """Return a chunk that was stamped by a guess, each event a second after the last one."""
+    start = desk.clock.wall() + ahead
+    times = [member(Guess(NOON, start + place)) for place in range(len(names))]
+    lines = [line(name)[:-1] + time + b"}" for name, time in zip(names, times, strict=True)]
+    return Chunk(b"\n".join(lines), len(names), int(desk.clock.wall() * 1000))
+
+
+def stamps(lines: Iterable[bytes | str]) -> list[float]:
+    """Return the times that events carry, seconds from noon."""
+    return [datetime.fromisoformat(json.loads(one)["timestamp"]).timestamp() - NOON for one in lines]
+
+
+def stamps_of(request: Request) -> list[float]:
+    """Return the times that the events of a request carry, seconds from noon."""
+    return stamps(map(json.dumps, request.events))
+
+
+@dataclasses.dataclass
+class Strict(Polar):
+    """A server that tells its time, takes nothing that is early, and notes the stamps.
+
+    Attributes:
+        clock: of the machine.
+        behind: how far this server's clock is behind it.
+    """
+
+    clock: FakeClock = dataclasses.field(kw_only=True)
+    behind: float = dataclasses.field(kw_only=True)
+    stamps: list[float] = dataclasses.field(default_factory=list)
+
+    def __call__(self, request: Request) -> Outcome:
+        now = self.clock.wall() - self.behind
+        bad = [place for place, at in enumerate(stamps_of(request)) if NOON + at > now]
+        outcome = too_early(*bad) if bad else super().__call__(request)
+        assert isinstance(outcome, Answer)
+        self.stamps += [] if bad else stamps_of(request)
+        return dataclasses.replace(outcome, server_time=math.floor(now))
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_what_was_stamped_by_a_clock_a_day_ahead_goes_again_at_once_and_in_its_place(
+    make: Callable[..., Desk], in_flight: int
+) -> None:
+    desk = make(max_in_flight=in_flight)
+    for first in range(0, 12, 4):
+        desk.add(guessed(desk, *range(first, first + 4)))
+        desk.clock.advance(4)
+    polar = Strict(clock=desk.clock, behind=86_400.0)
+
+    made = desk.run(polar, seconds=1)
+
+    assert polar.stored == [str(number) for number in range(12)]
+    assert desk.pending == []
+    assert polar.stamps == pytest.approx([-86_400 + number for number in range(12)], abs=1.1)
+    assert len(made) == 1 + 3
+
+
+def test_the_first_request_with_a_guess_in_it_goes_alone(make: Callable[..., Desk]) -> None:
+    """Where the clock is behind, what it carries is stored with wrong stamps: the rest is not."""
+    desk = make(max_in_flight=4)
+    for first in range(0, 12, 4):
+        desk.add(guessed(desk, *range(first, first + 4), ahead=-3700))
+
+    first = desk.request()
+    desk.answer(first, Answer(200, ok(4).body, server_time=NOON + 3600))
+    others = desk.sent()
+
+    assert stamps_of(first) == [-3700, -3699, -3698, -3697]
+    assert [stamps_of(other) for other in others] == 2 * [pytest.approx([-100, -99, -98, -97], abs=1.1)]
+
+
+def test_who_never_tells_the_time_gets_requests_as_ever(make: Callable[..., Desk]) -> None:
+    desk = make(max_in_flight=4)
+    for first in range(0, 16, 4):
+        desk.add(guessed(desk, *range(first, first + 4)))
+
+    desk.answer(desk.request(), ok(4))
+
+    assert len(desk.sent()) == 3
+
+
+def test_after_a_failure_what_was_stamped_by_a_guess_is_corrected_if_the_answer_tells_the_time(
+    desk: Desk,
+) -> None:
+    desk.add(guessed(desk, "a", "b"), guessed(desk, "c", "d"))
+    first = desk.request()
+    desk.answer(first, Answer(503, server_time=NOON - 100))
+
+    (again,) = desk.run(Polar())
+
+    assert again.names == first.names
+    assert stamps_of(again) == pytest.approx([-100, -99, -100, -99], abs=1.1)
+    assert len(again.body) == len(first.body)
+
+
+def test_without_a_word_of_the_servers_time_what_is_early_is_held(desk: Desk) -> None:
+    """To send it again would be to ask the same again and again."""
+    desk.add(guessed(desk, "a", "b", "c", "d", ahead=20))
+    desk.answer(desk.request(), too_early(0, 1, 2, 3))
+
+    assert desk.sent() == []
+    desk.clock.advance(18)
+    assert desk.sent() == []
+    desk.clock.advance(3)
+    assert desk.request().names == ["a"]
+
+
+def test_an_event_that_a_program_stamped_too_late_is_held_beside_our_guesses(desk: Desk) -> None:
+    mine, own = guessed(desk, "a", "b").lines.split(b"\n"), early("own", -70)
+    desk.add(Chunk(b"\n".join([mine[0], own, mine[1]]), 3))
+    desk.answer(desk.request(), dataclasses.replace(too_early(0, 1, 2), server_time=NOON - 100))
+
+    again = desk.request()
+    desk.answer(again, ok(2))
+
+    assert again.names == ["a", "b"]
+    assert desk.sent() == []
+    desk.clock.advance(31.5)
+    assert desk.request().body == b'{"events":[' + own + b"]}"
+
+
+def test_what_is_still_early_once_it_was_corrected_is_held(desk: Desk) -> None:
+    """The server's time is known to a second only."""
+    desk.add(guessed(desk, "a"))
+    desk.clock.advance(5)
+    desk.answer(desk.request(), dataclasses.replace(too_early(0), server_time=NOON + 5))
+
+    desk.answer(desk.request(), too_early(0))
+
+    assert desk.sent() == []
+    desk.clock.advance(1.5)
+    assert desk.request().names == ["a"]
+
+
+def test_what_is_left_of_a_chunk_is_written_back_with_its_stamps_corrected(desk: Desk) -> None:
+    """Once: the next start must not correct it again."""
+    now = desk.clock.monotonic()
+    desk.server_clock.learn(NOON - 100, now, now)
+    key = desk.add(guessed(desk, *"abcdefg"))
+
+    answer_once(desk, ok(4))
+
+    rest = desk.queue.get(key)
+    assert rest is not None
+    assert b"\t" not in rest.lines
+    assert stamps(rest.lines.split(b"\n")) == [-100, -100, -100]
+
+
+def test_a_guess_that_becomes_a_dead_letter_is_corrected_too(desk: Desk) -> None:
+    desk.add(guessed(desk, "a", "b", "c", "d"))
+    answer_once(desk, dataclasses.replace(named(1), server_time=NOON - 100))
+
+    (dead,) = desk.queue.dead_letters()
+    assert "\t" not in dead.event
+    assert stamps([dead.event]) == pytest.approx([-99], abs=1.1)
+
+
+def test_a_request_that_is_under_way_while_its_chunk_is_corrected_keeps_its_size(
+    make: Callable[..., Desk],
+) -> None:
+    """Its bytes are made as they are sent."""
+    desk = make()
+    desk.add(guessed(desk, *range(8)))
+    first = desk.request()
+    desk.answer(first, Answer(200, ok(4).body, server_time=NOON - 100))
+
+    second = desk.request()
+
+    assert stamps_of(second) == pytest.approx([-100, -100, -100, -100], abs=1.1)
+    assert len(bytes(first.unmade)) == len(first.unmade) == len(first.body)
 
 
 # -- one bad event that the server does not name -----------------------------------------

@@ -56,7 +56,7 @@ def test_a_retried_event_keeps_its_line_and_gets_a_timestamp_if_it_had_none(pipe
     retry_dead(pipeline, {"ids": [1]})
 
     ((_, chunk),) = chunks(pipeline.queue)
-    assert chunk.lines.startswith(line("a")[:-1] + b',"timestamp":"')
+    assert chunk.lines.startswith(line("a")[:-1] + b',"timestamp":\t"')
 
 
 def test_a_retry_counts_from_now(pipeline: Pipeline) -> None:

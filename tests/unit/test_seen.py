@@ -343,6 +343,16 @@ def test_what_is_recalled_is_known_without_our_stamps() -> None:
     ]
 
 
+@pytest.mark.parametrize("blank", [b"\t", b" "])
+def test_what_was_stamped_by_a_guess_is_recalled_like_all_else(blank: bytes) -> None:
+    """With its stamp as it was made, and corrected."""
+    line = from_before(
+        b"\n".join([stamped(event("a", 1)).replace(b':"2026', b':%b"2026' % blank), event("b", 1)])
+    )
+
+    assert line.write(event("a", 1), event("a", 2), event("c")) == [SAME, OTHER, NEW]
+
+
 def test_what_is_recalled_is_known_to_the_first_who_asks() -> None:
     blocks = [stamped(event("a", 1))]
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import NOON, FakeClock
 
+from agent.guess import Guess
 from agent.server_clock import ServerClock
 
 
@@ -36,6 +37,43 @@ def test_before_any_answer_our_own_clock_is_believed():
 
     assert ServerClock(clock).now() == NOON
     assert ServerClock(clock).offset == 0
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 86_400.0])
+def test_before_any_answer_stamps_take_no_notice_of_a_clock_that_is_set(jump):
+    """Programs do: what they stamp is compared with what they believe."""
+    clock = FakeClock()
+    server = ServerClock(clock)
+    clock.advance(5)
+    clock.set_wall(NOON + jump)
+
+    now = server.now()
+
+    assert isinstance(now, Guess)
+    assert now.stamp == pytest.approx(NOON + 5)
+    assert now == NOON + jump
+    assert server.correction is None
+
+
+@given(st.floats(-1e6, 1e6) | st.sampled_from([-86_400.0, 3600.0]), st.floats(0, 3), st.floats(-5000, 5000))
+def test_what_was_stamped_by_a_guess_is_corrected_by_what_the_first_answer_tells(ours, flight, jump):
+    clock = FakeClock(wall=NOON + ours)
+    server = ServerClock(clock)
+    stamp = server.now().stamp
+    clock.set_wall(NOON + ours + jump)
+    answered(clock, server, 0.0, flight)
+
+    assert not isinstance(server.now(), Guess)
+    assert abs(stamp + server.correction - NOON) <= 1 + flight + 1e-3
+
+
+@given(st.floats(-0.4, 0.4))
+def test_what_was_stamped_by_a_clock_that_may_be_right_stays(offset):
+    clock = FakeClock(wall=NOON + offset)
+    server = ServerClock(clock)
+    server.learn(NOON - 0.5, clock.monotonic(), clock.monotonic())
+
+    assert server.correction == 0
 
 
 @given(st.floats(-5000, 5000), st.floats(0, 3), st.floats(-5000, 5000))

@@ -17,6 +17,7 @@ from support.processes import wait_until
 from support.tails import Desk, append, line
 
 from agent.event import Checker
+from agent.guess import TAB, Guess, iso, may_be_ours
 from agent.seen import Seen
 from agent.tail import Table, identity
 from agent.tail.helper import Helper, is_possible
@@ -127,6 +128,27 @@ def test_what_becomes_of_lines_is_the_same_with_it(started: Pair, lines: list[by
     started.begin_anew()
     with_it, without = started.take(many(*lines), table)
     assert with_it == without
+
+
+@pytest.mark.parametrize("table", [0, 1])
+def test_a_stamp_that_is_a_guess_is_marked_by_it_too(started: Pair, table: int) -> None:
+    """And the ids of the lines are the same."""
+    block = many(line("a"))
+    started.begin_anew()
+    known, _ = started.take(block, table)
+    started.begin_anew()
+    guess, helped = Guess(NOW, NOW - 5), started.helped[table]
+
+    ticket = helped.ask(PLACE.identity, PLACE.offset, block, guess)
+    taken = helped.take(PLACE, block, started.seen[0], now=guess, wall=NOW, ticket=ticket)
+
+    assert ticket is not None
+    lines = [one for some, _ in taken.groups for one in some.split(b"\n")]
+    assert all(may_be_ours(one) and TAB in one for one in lines)
+    assert {event["timestamp"] for event in map(json.loads, lines)} == {iso(NOW - 5).decode()}
+    assert [json.loads(one)["external_id"] for one in lines] == [
+        event["external_id"] for event in known["events"]
+    ]
 
 
 def test_it_is_asked_at_all(started: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
