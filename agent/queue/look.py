@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _DAMAGE_HINT = "`agent queue verify` tells more; the daemon rescues what can be read when it starts"
 _USER_HINT = "run this as the user of the daemon"
 _BUSY_SECONDS = 5.0
+_PASSING = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL}
 _LOOKS = 3
 
 
@@ -84,6 +85,20 @@ def reading(directory: Path) -> Iterator[None]:
     except SQL_ERRORS as error:
         hint = _DAMAGE_HINT if is_damage(error) else "is the directory readable for you?"
         raise QueueError("read the queue", str(directory), reason_of(error), hint) from error
+
+
+def is_passing(directory: Path, error: QueueError) -> bool:
+    """Tell whether an error may be one of a moment in which a daemon starts or ends.
+
+    The files of the log come and go then, and a new database is empty before its table is made.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, sqlite3.Error):
+        return False
+    with contextlib.suppress(OSError):
+        if (directory / DATABASE).stat().st_size == 0:
+            return True
+    return (getattr(cause, "sqlite_errorcode", 0) & 0xFF) in _PASSING or "no such table" in str(cause)
 
 
 def format_of(directory: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -13,10 +14,13 @@ from agent.queue.check import DATABASE
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, META, DamagedRowError, Meta, numbered, unseal
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _Record = TypeVar("_Record", bound=msgspec.Struct)
+_LOOKS = 50
+_PAUSE_SECONDS = 0.02
 
 
 class DiskReader:
@@ -32,14 +36,13 @@ class DiskReader:
             raise QueueError("read the queue", str(directory), "there is none", "`agent run` makes it")
         if not (directory / DATABASE).exists():
             raise look.damaged(directory, f"{DATABASE} is missing")
-        self._resting = look.rests(directory)
-        with look.reading(directory):
-            self._db = look.connect(directory)
+        self._resting = False
+        self._db: sqlite3.Connection | None = None
         try:
             meta = self._record(META, Meta)
             look.refuse_newer(directory, meta.format if meta else 0)
         except QueueError:
-            self._db.close()
+            self.close()
             raise
 
     def server(self) -> str:
@@ -91,7 +94,9 @@ class DiskReader:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
 
     def _record(self, key: str, kind: type[_Record]) -> _Record | None:
         """Return the record under `key`, or None."""
@@ -106,11 +111,28 @@ class DiskReader:
             raise look.damaged(self._directory, f"{key} is damaged: {error}") from error
 
     def _query(self, statement: str, *values: object) -> list[Any]:
-        """Return the rows that a statement gives."""
+        """Return the rows that a statement gives; wait while a daemon starts or ends."""
+        for _ in range(_LOOKS):
+            try:
+                return self._rows(statement, values)
+            except QueueError as error:
+                if not look.is_passing(self._directory, error):
+                    raise
+            self.close()
+            _pause()
+        return self._rows(statement, values)
+
+    def _rows(self, statement: str, values: tuple[object, ...]) -> list[Any]:
+        """Do what `_query` says, without waiting."""
         with look.reading(self._directory):
             if self._resting and not look.rests(self._directory):
-                # A daemon has begun to write.
-                self._resting = False
-                self._db.close()
+                self.close()  # a daemon has begun to write
+            if self._db is None:
+                self._resting = look.rests(self._directory)
                 self._db = look.connect(self._directory)
             return self._db.execute(statement, values).fetchall()
+
+
+def _pause() -> None:
+    """Let the daemon get on."""
+    threading.Event().wait(_PAUSE_SECONDS)

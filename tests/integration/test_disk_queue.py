@@ -1125,7 +1125,10 @@ def test_a_reader_tells_that_there_is_no_queue(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
-def test_a_reader_tells_that_a_file_is_no_queue(directory: Path, content: bytes) -> None:
+def test_a_reader_tells_that_a_file_is_no_queue(
+    directory: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.queue.reader._pause", lambda: None)
     directory.mkdir(mode=0o700)
     (directory / "cache.db").write_bytes(content)
 
@@ -1133,6 +1136,37 @@ def test_a_reader_tells_that_a_file_is_no_queue(directory: Path, content: bytes)
         look(directory)
 
     assert told.value.hint.startswith("`agent queue verify` tells more")
+
+
+def test_a_reader_waits_for_a_queue_that_is_being_made(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[DiskQueue] = []
+    monkeypatch.setattr("agent.queue.reader._pause", lambda: made.append(DiskQueue(directory)))
+    directory.mkdir(mode=0o700)
+    (directory / "cache.db").touch()
+
+    assert look(directory) == (Books(), None, [], [])
+    made[0].close()
+
+
+def test_a_reader_looks_again_when_a_daemon_that_ends_takes_its_log_away(
+    queue: DiskQueue, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.commit(Change(appends=[chunk_of("a")]))
+    exists = Path.exists
+
+    def ends(path: Path) -> bool:
+        there = exists(path)
+        if path.name == "cache.db-shm":
+            monkeypatch.undo()
+            queue.close()
+        return there
+
+    monkeypatch.setattr(Path, "exists", ends)
+
+    assert look(directory)[0].pending == 1
+    assert not (directory / "cache.db-shm").exists()
 
 
 def test_a_reader_tells_of_damaged_books(directory: Path) -> None:
