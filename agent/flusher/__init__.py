@@ -5,8 +5,10 @@
 - `haste`: who wants everything delivered now.
 - `senders`: the threads that do nothing but one request at a time.
 - `suspicion`: whether a batch is bad or the server is in trouble. Pure.
+- `sizes`: how large batches may be, as the answers teach.
 - `letters`: what is kept of an event that Polar refuses for good. Pure.
 - `delivery`: how it stands, for status.
+- `telling`: what the log says of it.
 - `flusher`: the one thread that decides and carries out.
 
 Nothing is settled before its evidence is there: a row is deleted after the 200 that

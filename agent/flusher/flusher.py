@@ -8,23 +8,23 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.answer import Answer, NoAnswer
-from agent.batch import NOTHING, OVERHEAD, Batch
-from agent.ceiling import SMALL_BYTES, Ceiling
+from agent.batch import NOTHING, Batch
 from agent.errors import QueueError
 from agent.flusher.delivery import WELL, Delivery, since, state_of
-from agent.flusher.duplicates import News, may_be_stored, sent_before
+from agent.flusher.duplicates import may_be_stored, sent_before
 from agent.flusher.graveyard import LOOK_SECONDS, Graveyard
 from agent.flusher.guests import Guests
 from agent.flusher.haste import Haste
 from agent.flusher.held import Held, due_of
-from agent.flusher.intake import Intake, Options, Room
+from agent.flusher.intake import Intake, Options
 from agent.flusher.senders import Sender, Senders
+from agent.flusher.sizes import TOO_LARGE, Sizes
 from agent.flusher.suspicion import Evidence, Fate, Suspects, alone
+from agent.flusher.telling import Telling
 from agent.guess import may_be_ours
 from agent.logs import get
 from agent.meters import Meters
 from agent.pace import Pace, retry_after
-from agent.skew import HINT, Skew, in_words
 from agent.verdict import Action, Fault, Verdict, judge
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from agent.chunk import Chunk
     from agent.clock import Clock
+    from agent.flusher.intake import Room
     from agent.flusher.senders import Result
     from agent.queue import Queue
     from agent.server_clock import ServerClock
@@ -39,11 +40,8 @@ if TYPE_CHECKING:
 
 _LONE_SECONDS = 1.0
 _ASIDE_SECONDS = 0.05
-_FAILURES_TO_TELL = 3  # in a row
-_WAIT_TO_TELL = 10.0
 _TOKEN_CHECK_SECONDS = 2.0
 _SETTLE_SECONDS = 1.0
-_TOO_LARGE = 413
 
 
 class Flusher:
@@ -90,12 +88,11 @@ class Flusher:
         self._held = Held()
         self._graveyard = Graveyard(store, writer, clock, options.max_dead_letters)
         self._first_key = store.books().next_key  # what is before it may have been sent by a run before
-        self._resent, self._strangers = News(), News()
-        self._skew = Skew()
+        self._telling = Telling(clock)
         self._intake = Intake(
             store, writer, self._held, clock=clock, server_clock=server_clock, options=options
         )
-        self._most_events, self._most_bytes = _ceilings(options)
+        self._sizes = Sizes(options)
         self._again: deque[Batch] = deque()  # to be sent before anything new, in order
         self._suspects = Suspects()
         self._evidence = Evidence()
@@ -108,8 +105,6 @@ class Flusher:
         self._guessing = False  # the first request with stamps that are guesses is under way
         self._asked_until = -math.inf  # the server asked for so much time
         self._stopping = False
-        self._trouble: str | None = None
-        self._told: str | None = None  # the trouble that stands in the log
         self._last_success: float | None = None
         self.delivery = Delivery()
         self.beat = clock.monotonic()
@@ -165,8 +160,7 @@ class Flusher:
 
     def configure(self, options: Options) -> None:
         """Go by other settings from now on."""
-        if _ceilings_of(options) != _ceilings_of(self._options):
-            self._most_events, self._most_bytes = _ceilings(options)
+        self._sizes.configure(options)
         self._options = options
         self._intake.configure(options)
         self._graveyard.most = options.max_dead_letters
@@ -269,7 +263,7 @@ class Flusher:
 
     def _next_batch(self, now: float) -> tuple[Batch | None, float | None]:
         """Choose what goes next; None with the seconds until there is something."""
-        room = Room(self._most_events.size(now), self._most_bytes.size(now) + OVERHEAD)
+        room = self._sizes.room(now)
         self._release_held(room)
         if self._again:
             return self._fit(self._again.popleft(), room), None
@@ -314,8 +308,7 @@ class Flusher:
         if batch is not None:
             self._correct(batch)
             self._guessing = batch.guessed and not self._answered
-            self._most_events.sent(batch.events)
-            self._most_bytes.sent(batch.size - OVERHEAD)
+            self._sizes.sent(batch)
             batch.attempts += 1
             batch.first_attempt = batch.first_attempt or self._clock.wall()
         self._pace.take(now)
@@ -357,7 +350,7 @@ class Flusher:
             )
             if isinstance(result.outcome, Answer) and result.outcome.server_time is not None:
                 self._server_clock.learn(result.outcome.server_time, result.sent_at, result.answered_at)
-                self._tell_clock()
+                self._telling.clock(self._server_clock.offset)
             if self._stopping and isinstance(result.outcome, NoAnswer):
                 continue  # broken off; its events stay in the queue
             if result.batch is None:
@@ -365,23 +358,14 @@ class Flusher:
             else:
                 self._carry_out(result, result.batch)
 
-    def _tell_clock(self) -> None:
-        """Log when this machine's clock begins to differ from Polar's, and when it agrees again."""
-        offset = self._server_clock.offset
-        match self._skew.changes(offset):
-            case True:
-                self._log.warning(f"{in_words(offset)}: our own stamps go by Polar's", hint=HINT)
-            case False:
-                self._log.info("this machine's clock agrees with Polar's again")
-
     def _carry_out(self, result: Result, batch: Batch) -> None:  # noqa: C901  # a table
         """Do what the verdict on a batch says."""
         outcome = result.outcome
         verdict = judge(outcome, batch.events)
         now = self._clock.monotonic()
         batch.uncertain |= verdict.action is not Action.SETTLE and may_be_stored(outcome)
-        untried = self._most_events.untried(batch.events)
-        self._learn_size(result, batch, verdict, now)
+        untried = self._sizes.untried(batch)
+        self._sizes.learn(result, batch, verdict, now, scarce=self._pace.scarce)
         asked = 0.0
         if isinstance(outcome, Answer):
             asked = retry_after(outcome.retry_after, self._server_clock.now())
@@ -404,101 +388,30 @@ class Flusher:
                 self._suspect(batch, verdict, now, asked, untried=untried)
             case Action.RETRY:
                 self._again.appendleft(batch)
-                self._in_trouble(verdict, self._pace.failed(now, asked))
+                self._telling.fails(verdict, self._pace.failed(now, asked), self._pace.failures)
             case Action.THROTTLE:
                 self._again.appendleft(batch)
-                self._in_trouble(verdict, self._pace.too_fast(now, asked))
+                self._telling.fails(verdict, self._pace.too_fast(now, asked), self._pace.failures)
             case Action.HOLD:
                 self._again.appendleft(batch)
                 self._hold(verdict, now)
 
-    def _learn_size(self, result: Result, batch: Batch, verdict: Verdict, now: float) -> None:
-        """Learn from an answer how large batches may be."""
-        of_events = batch.size - OVERHEAD
-        ceilings = ((self._most_events, batch.events), (self._most_bytes, of_events))
-        if verdict.action is Action.SETTLE:
-            seconds, scarce = result.answered_at - result.sent_at, self._pace.scarce
-            for ceiling, size in ceilings:
-                ceiling.passed(size, seconds, now, scarce=scarce)
-            for cut in batch.passed():
-                if self._most_events.too_much(cut.events, now):
-                    self._tell_size("events", cut.events, self._most_events)
-            return
-        unnamed = verdict.suspect or (verdict.action is Action.SPLIT and verdict.status != _TOO_LARGE)
-        for ceiling, size in ceilings:
-            ceiling.failed(size, unnamed=unnamed)
-        if isinstance(result.outcome, NoAnswer) and result.outcome.kind == "timeout":
-            self._most_events.timed_out(batch.events)
-        elif verdict.status == _TOO_LARGE:
-            batch.spoil()  # it says nothing of the number of events
-            if self._most_bytes.too_much(of_events, now, sure=True):
-                self._tell_size("bytes", of_events, self._most_bytes)
-
-    def _tell_size(self, unit: str, size: int, ceiling: Ceiling) -> None:
-        """Log that batches have become smaller."""
-        self._log.warning(
-            "the server does not take such large batches",
-            unit=unit,
-            size=size,
-            largest_that_works=ceiling.works,
-            hint="nothing: they stay smaller, and larger ones are tried again after a while",
-        )
-
     def _hold(self, verdict: Verdict, now: float) -> None:
         """Send nothing until somebody mends it, but for a look now and then."""
         self._token_seen = self._token()
-        self._in_trouble(verdict, self._pace.hold(now))
+        self._telling.fails(verdict, self._pace.hold(now), self._pace.failures)
 
     def _settle(self, number: int, batch: Batch, delivered: int, duplicates: int) -> None:
         """All of a batch is at Polar."""
         resent = sent_before(batch, duplicates, self._first_key)
         self._writer.settle(batch.settlements(delivered=delivered, duplicates=duplicates, resent=resent))
-        self._explain(batch, resent, duplicates - resent)
-        if self._told is not None:
-            now = self._clock.wall()
-            self._log.info(
-                "delivery works again",
-                after_seconds=round(now - (self.delivery.since or now), 1),
-                pending=self._store.books().pending,
-            )
-        self._trouble = self._told = None
+        self._telling.duplicates(batch, resent, duplicates - resent)
+        self._telling.works(self.delivery.since, self._store.books().pending)
         self._last_success = self._clock.wall()
         arrived = batch.parts[0].lease.chunk.arrived_ms / 1000
         self._meters.age.observe(max(0.0, self._last_success - arrived), batch.events)
         self._pace.succeeded()
         self._evidence.took(number, batch)
-
-    def _explain(self, batch: Batch, resent: int, strangers: int) -> None:
-        """Log where duplicates come from, when that is news."""
-        now = self._clock.monotonic()
-        if resent and self._resent.begins(now):
-            self._log.info(
-                "Polar had events already: they were sent before, and the answer was lost",
-                count=resent,
-                batch=batch.id,
-            )
-        if strangers and self._strangers.begins(now):
-            self._log.warning(
-                "Polar had the ids of events that were never sent from here: it keeps what came first",
-                count=strangers,
-                batch=batch.id,
-                hint="does a producer use an external_id twice, does another agent send the same events,"
-                " or was a file read again?",
-            )
-
-    def _in_trouble(self, verdict: Verdict, wait: float) -> None:
-        """Note what is wrong; one line in the log when it changes, none for what the next try may mend."""
-        self._trouble = f"{verdict.reason}; {verdict.hint}" if verdict.hint else verdict.reason
-        passing = verdict.action in (Action.RETRY, Action.SPLIT) and self._pace.failures < _FAILURES_TO_TELL
-        if self._trouble != self._told and not (passing and wait < _WAIT_TO_TELL):
-            self._told = self._trouble
-            tell = self._log.error if verdict.action is Action.HOLD else self._log.warning
-            tell(
-                "nothing is delivered: events stay in the queue",
-                reason=verdict.reason,
-                hint=verdict.hint,
-                next_attempt_in_seconds=round(wait, 1),
-            )
 
     def _sift(self, batch: Batch, verdict: Verdict) -> None:
         """Bury or hold the named events; send the rest again, with what we stamped too late by a guess."""
@@ -524,7 +437,7 @@ class Flusher:
         match self._evidence.after_refusal(batch, verdict.status):
             case Fate.HALVE:
                 halves = batch.halves()
-                if verdict.status == _TOO_LARGE:
+                if verdict.status == TOO_LARGE:
                     halves[0].spoil()  # nor do its halves when they pass
                 self._again.extendleft(reversed(halves))
             case Fate.BURY:
@@ -533,7 +446,7 @@ class Flusher:
                 self._put_aside(batch, now, _LONE_SECONDS)
             case Fate.WAIT:
                 wait = self._pace.backoff_max / 4
-                self._in_trouble(verdict, wait)
+                self._telling.fails(verdict, wait, self._pace.failures)
                 self._put_aside(batch, now, wait)
         if self._evidence.all_refused:
             reason = f"{verdict.reason}, whatever we send"
@@ -550,7 +463,7 @@ class Flusher:
                 self._put_aside(batch, now, _LONE_SECONDS if batch.events == 1 else _ASIDE_SECONDS)
             case _:
                 wait = self._pace.failed(now, asked)
-                self._in_trouble(verdict, wait)
+                self._telling.fails(verdict, wait, self._pace.failures)
                 self._put_aside(batch, now, wait)
 
     def _put_aside(self, batch: Batch, now: float, wait: float) -> None:
@@ -589,38 +502,18 @@ class Flusher:
                 f"the server's rate limit is used up: {rate:.0f} requests a minute go out",
             )
         wait = self._pace.wait(now)
-        if state == "idle" and self._trouble is not None and self._suspects:
+        if state == "idle" and self._telling.trouble is not None and self._suspects:
             # Only what was put aside waits, and for its own time.
             state, wait = "retrying", max(wait, self._suspects.wait(now) or 0.0)
         waits = state in ("blocked", "throttled", "retrying") and self._anything_waits()
         self.delivery = Delivery(
             state,
-            self._trouble or self._intake.trouble or self._graveyard.trouble or slow,
+            self._telling.trouble or self._intake.trouble or self._graveyard.trouble or slow,
             self._last_success,
             wait if waits else None,
             len(self._held),
             self._evidence.sent,
             since(self.delivery, state, self._clock.wall()),
-            self._most_events.works,
+            self._sizes.works,
             self._haste.tried,
         )
-
-
-def _ceilings_of(options: Options) -> tuple[float, ...]:
-    """Return the settings that what was learned of sizes depends on."""
-    return (
-        options.max_batch_events,
-        options.batch_ceiling,
-        options.max_batch_bytes,
-        options.request_timeout,
-    )
-
-
-def _ceilings(options: Options) -> tuple[Ceiling, Ceiling]:
-    """Return how many events, and how many bytes of them, a batch may have; nothing is learned yet."""
-    patience = options.request_timeout / 6
-    most_bytes = options.max_batch_bytes - OVERHEAD
-    return (
-        Ceiling(options.max_batch_events, options.batch_ceiling, patience),
-        Ceiling(most_bytes, most_bytes, patience, SMALL_BYTES),
-    )

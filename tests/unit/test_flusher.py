@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from support.clock import NOON, FakeClock
 from support.delivery import BROKEN, Desk, Polar, Request, named, ok, too_early
 from support.processes import wait_until
@@ -27,7 +28,7 @@ from agent.guess import Guess, member
 from agent.queue import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, MutableMapping
     from pathlib import Path
 
 
@@ -1768,18 +1769,19 @@ def test_a_clock_that_differs_is_logged_once(desk: Desk, capsys: pytest.CaptureF
     assert "chrony" in told["hint"]
 
 
-class Told:
-    """In place of the log: what was told, of any level."""
+@pytest.fixture
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What is logged, of some weight and more."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+    structlog.configure(**before)
 
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
 
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda message, **_: self.lines.append((level, message))
-
-
-def test_the_end_of_a_trouble_is_logged_if_its_beginning_was(desk: Desk) -> None:
-    told = desk.flusher._log = Told()
+def test_the_end_of_a_trouble_is_logged_if_its_beginning_was(
+    desk: Desk, logged: list[MutableMapping[str, Any]]
+) -> None:
     fill(desk, 4)
     desk.run(Polar(outage=BROKEN), seconds=3600)
     desk.run(Polar())
@@ -1787,7 +1789,7 @@ def test_the_end_of_a_trouble_is_logged_if_its_beginning_was(desk: Desk) -> None
     turns = itertools.cycle([BROKEN, ok(4)])
     desk.run(lambda _: next(turns))
 
-    assert told.lines == [
+    assert [(line["log_level"], line["event"]) for line in logged] == [
         ("warning", "nothing is delivered: events stay in the queue"),
         ("info", "delivery works again"),
     ]
