@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-DATABASE, LOG, INDEX = "cache.db", "cache.db-wal", "cache.db-shm"
+DATABASE, LOG, INDEX, JOURNAL = "cache.db", "cache.db-wal", "cache.db-shm", "cache.db-journal"
 KEPT = "cache.db-shm.kept"
 """What the index said before SQLite opened the database; there until that was found whole, or was mended."""
 
@@ -170,7 +170,9 @@ def refuse_empty(directory: Path) -> None:
         sqlite3.DatabaseError: it is empty.
     """
     with contextlib.suppress(OSError):
-        if (directory / DATABASE).stat().st_size == 0:
+        # With a journal, which a queue has no more once it has a log, it is one that is only being made.
+        made = (directory / LOG).exists() or not (directory / JOURNAL).exists()
+        if made and (directory / DATABASE).stat().st_size == 0:
             error = sqlite3.DatabaseError(f"{DATABASE} is empty")
             error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise error
@@ -180,8 +182,8 @@ def wrong_header(database: Path) -> str | None:
     """Tell what is wrong with the first bytes of a database, where SQLite would go on all the same."""
     with contextlib.closing(RawFile(database)) as file:
         header, size = file.read(0, 100), file.size
-    if size == 0:
-        return f"{DATABASE} is empty"
+    if size <= _EMPTY_PAGES * wal.PAGE_SIZE and header[40:44] == bytes(4):
+        return None  # no table was ever made in it
     same = (
         header[18:24] == b"\x02\x02\x00\x40\x20\x20"  # with a log, no room left over, fixed shares
         and header[44:48] == b"\0\0\0\4"
@@ -193,7 +195,7 @@ def _wrong_rows(db: sqlite3.Connection) -> str | None:
     """Tell what is wrong with the rows: those that opening needs, and all of them when they are few."""
     ((pages,),) = db.execute("PRAGMA page_count")
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    if not tables and pages <= _EMPTY_PAGES:
+    if "Cache" not in tables and pages <= _EMPTY_PAGES:
         return None
     records = dict(db.execute("SELECT key, value FROM Cache WHERE key IN (?, ?) AND raw = 1", (META, BOOKS)))
     try:

@@ -26,7 +26,7 @@ from agent.chunk import NewerChunkError
 from agent.errors import QueueError
 from agent.logs import get
 from agent.queue import Books, replace_books
-from agent.queue.check import DATABASE, INDEX, KEPT, LOG, glance, probe
+from agent.queue.check import DATABASE, INDEX, JOURNAL, KEPT, LOG, glance, probe
 from agent.queue.fault import fault
 from agent.queue.raw import sync_directory
 from agent.queue.rescue import Rescue
@@ -46,7 +46,7 @@ REPORT = "report.json"
 _UNFINISHED, _RESCUED = "rescue.tmp", "rescued-"
 _WIDEST_GAP = 1_000_000
 _STAMP, _STAMP_LENGTH = "%Y%m%dT%H%M%SZ", len("20261123T101500Z")
-_FILES = (LOG, INDEX, KEPT, "cache.db-journal", DATABASE)
+_FILES = (LOG, INDEX, KEPT, JOURNAL, DATABASE)
 
 
 class Report(msgspec.Struct, kw_only=True):

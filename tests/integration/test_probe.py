@@ -12,6 +12,7 @@ from support.queues import chunk_of, letter, pending
 
 from agent.errors import QueueError
 from agent.queue import Change, check, losses, wal
+from agent.queue.check import JOURNAL
 from agent.queue.disk import DiskQueue
 from agent.queue.mend import read_report
 from agent.queue.rows import BOOKS, DEAD, numbered
@@ -84,6 +85,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "of no page size": lambda place: write(place / DATABASE, 16, b"\x07"),
     "without a log": lambda place: write(place / DATABASE, 18, b"\1\1"),
     "of an older kind": lambda place: write(place / DATABASE, 44, b"\0\0\0\1"),
+    "of no tables": lambda place: write(place / DATABASE, 40, bytes(8)),
     "of other letters": lambda place: write(place / DATABASE, 56, b"\0\0\0\2"),
     "without an index": without_an_index,
     "without a way to a row": without_a_way,
@@ -152,14 +154,19 @@ def test_of_a_large_queue_the_books_are_not_checked_at_the_start(closed: Path) -
 
 
 @pytest.mark.usefixtures("large")
-def test_books_that_are_gone_are_missed_in_a_large_queue_too(closed: Path) -> None:
-    change(closed, "DELETE FROM Cache WHERE key = ?", BOOKS)
+@pytest.mark.parametrize(
+    ("statement", "books"), [("DELETE FROM Cache", "gone"), ("UPDATE Cache SET raw = 0", "read")]
+)
+def test_books_that_are_gone_are_missed_in_a_large_queue_too(
+    closed: Path, statement: str, books: str
+) -> None:
+    change(closed, f"{statement} WHERE key = ?", BOOKS)
 
     with closing(DiskQueue(closed)) as queue:
         assert queue.books().pending == len(NAMES)
 
     (report,) = map(read_report, closed.glob("quarantine-*"))
-    assert report.books == "gone"
+    assert report.books == books
 
 
 @pytest.mark.usefixtures("large")
@@ -178,14 +185,36 @@ def test_a_large_database_that_is_cut_off_is_mended_at_the_start(tmp_path: Path)
     assert len(reports(killed)) == 1
 
 
+def test_what_an_operator_keeps_beside_the_queue_does_not_keep_it_from_being_mended(closed: Path) -> None:
+    (closed / "quarantine-of-mine").mkdir()
+    write(closed / DATABASE, 0, b"?")
+
+    with closing(DiskQueue(closed)) as queue:
+        assert pending(queue) == NAMES
+
+
 # -- files that are gone -------------------------------------------------------------------
 
 
-def test_what_is_in_a_log_without_its_database_is_rescued(killed: Path) -> None:
+@pytest.mark.parametrize(
+    "left", [(), (DATABASE,), (DATABASE, JOURNAL)], ids=["no file", "empty", "a journal"]
+)
+def test_what_is_in_a_log_without_its_database_is_rescued(killed: Path, left: tuple[str, ...]) -> None:
     (killed / DATABASE).unlink()
+    for name in left:
+        (killed / name).touch()
 
     with closing(DiskQueue(killed)) as queue:
         assert pending(queue) == NAMES
+
+
+def test_a_database_that_was_emptied_is_told(closed: Path) -> None:
+    (closed / DATABASE).write_bytes(b"")
+
+    DiskQueue(closed).close()
+
+    (report,) = map(read_report, closed.glob("quarantine-*"))
+    assert "cache.db is empty" in report.found
 
 
 def test_a_log_that_is_gone_is_missed(killed: Path) -> None:
