@@ -318,6 +318,31 @@ def test_a_leaf_that_says_it_is_none_is_searched(leaf: tuple[Path, int], kind: i
     assert rescued(directory) == ["0", "1", "2"]
 
 
+TYPES = bytes((9, 7, 0, 7, 8, 0, 8, 9, 0))
+"""What every row has between the type of its key and that of its value."""
+
+
+def test_a_word_for_a_key_that_is_no_text_any_more_takes_nothing_with_it(directory: Path) -> None:
+    with closing(DiskQueue(directory)) as queue:
+        queue.commit(Change(appends=[chunk_of("a")], letters=[letter("b"), letter("c")]))
+    data = (directory / DATABASE).read_bytes()
+    write(directory / DATABASE, data.index(numbered(DEAD, 1).encode(), data.index(TYPES)), b"\xff")
+
+    with closing(DiskQueue(directory)) as queue:
+        assert pending(queue) == ["a"]
+        assert [dead.external_id for dead in queue.dead_letters()] == ["b", "c"]
+
+
+def test_a_chunk_that_is_said_to_be_text_is_rescued_all_the_same(leaf: tuple[Path, int]) -> None:
+    """That its checksum holds is enough."""
+    directory, place = leaf
+    page = (directory / DATABASE).read_bytes()[place : place + PAGE]
+    at = page.index(TYPES) + len(TYPES) + 1
+    write(directory / DATABASE, place + at, bytes([page[at] | 1]))
+
+    assert rescued(directory) == ["0", "1", "2"]
+
+
 def test_a_chain_of_pages_that_leads_back_to_itself_has_an_end(life: Life) -> None:
     life.commit(appends=[wide("long", size=20_000)])
     life.move()
