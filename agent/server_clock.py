@@ -4,7 +4,7 @@ Polar refuses a timestamp that is ahead of its own clock, if only by a milliseco
 our clock being wrong must not matter. A `Date` header is cut to the second, so each
 answer gives an interval; their intersection becomes narrow. Within it, our own clock
 is believed; outside, its beginning is, so that a clock that is wrong makes no stamps that
-are ahead. All is kept against monotonic time: a local clock that is set does no harm.
+are ahead. All is kept against elapsed time: a local clock that is set does no harm, nor does a sleep.
 
 Before the first answer, the time is a guess: what is stamped by it is corrected later, see
 `agent.guess`. It goes by our clock as it stood at the start.
@@ -27,17 +27,17 @@ class ServerClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._ours = clock.wall() - clock.monotonic()
-        self._bounds: tuple[float, float] | None = None  # of server time minus monotonic time
+        self._ours = clock.wall() - clock.elapsed()
+        self._bounds: tuple[float, float] | None = None  # of server time minus elapsed time
 
     def now(self) -> float:
         """Return Unix time in seconds by the server's clock; before any answer came, a guess by ours."""
         wall, bounds = self._clock.wall(), self._bounds
-        monotonic = self._clock.monotonic()
+        elapsed = self._clock.elapsed()
         if bounds is None:
-            return Guess(wall, monotonic + self._ours)
-        ours = wall - monotonic
-        return monotonic + (ours if bounds[0] <= ours <= bounds[1] else bounds[0])
+            return Guess(wall, elapsed + self._ours)
+        ours = wall - elapsed
+        return elapsed + (ours if bounds[0] <= ours <= bounds[1] else bounds[0])
 
     @property
     def offset(self) -> float:
@@ -68,7 +68,8 @@ class ServerClock:
             sent_at: when the request went out, monotonic seconds.
             answered_at: when the answer was there.
         """
-        low, high = server_time - answered_at, server_time + 1 - sent_at
+        asleep = self._clock.elapsed() - self._clock.monotonic()
+        low, high = server_time - (answered_at + asleep), server_time + 1 - (sent_at + asleep)
         known = self._bounds
         if known is not None:
             both = (max(low, known[0]), min(high, known[1]))

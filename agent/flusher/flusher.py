@@ -341,7 +341,6 @@ class Flusher:
         """Deal with the answers that are there."""
         for result in self._senders.results():
             self._haste.done()
-            self._guessing = False
             self._answered |= isinstance(result.outcome, Answer)
             self._meters.answered(
                 result.outcome.kind if isinstance(result.outcome, NoAnswer) else str(result.outcome.status),

@@ -17,12 +17,16 @@ class FakeClock:
     def __init__(self, wall: float = NOON, monotonic: float = 1_000.0) -> None:
         self._wall = wall
         self._monotonic = monotonic
+        self._slept = 0.0
 
     def wall(self) -> float:
         return self._wall
 
     def monotonic(self) -> float:
         return self._monotonic
+
+    def elapsed(self) -> float:
+        return self._monotonic + self._slept
 
     def wait(self, event: threading.Event, seconds: float | None) -> bool:
         if not event.is_set() and seconds is not None:
@@ -33,6 +37,11 @@ class FakeClock:
         """Let time pass."""
         self._wall += seconds
         self._monotonic += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Suspend the machine; its monotonic time stands still."""
+        self._wall += seconds
+        self._slept += seconds
 
     def set_wall(self, wall: float) -> None:
         """Set the wall clock, as an operator or NTP does; monotonic time takes no notice."""

@@ -62,6 +62,9 @@ class LocalClock:
     def monotonic(self) -> float:
         return self._world.monotonic()
 
+    def elapsed(self) -> float:
+        return self._world.elapsed()
+
     def wait(self, event: threading.Event, seconds: float | None) -> bool:
         return self._world.wait(event, seconds)
 

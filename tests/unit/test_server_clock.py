@@ -1,12 +1,14 @@
 """What the time is at Polar, from the `Date` headers of its answers."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import NOON, FakeClock
 
+from agent.clock import SystemClock
 from agent.guess import Guess
 from agent.server_clock import ServerClock
 
@@ -147,6 +149,35 @@ def test_with_a_clock_that_is_clearly_wrong_we_are_never_ahead_of_the_server(our
         clock.advance(pause)
         answered(clock, server, 0.0, flight, share)
         assert server.now() <= server_time(clock, 0.0) + 1e-6
+
+
+@pytest.mark.parametrize("ours", [0.0, 500.0])
+def test_a_machine_that_slept_knows_the_servers_time_still(ours):
+    clock = FakeClock(wall=NOON + ours)
+    server = ServerClock(clock)
+    answered(clock, server, 0.0)
+    clock.sleep(3600)
+
+    assert server.now() == pytest.approx(NOON + 3600, abs=1)
+    server.learn(NOON + 3600, clock.monotonic(), clock.monotonic())
+    assert server.now() == pytest.approx(NOON + 3600, abs=1)
+
+
+def test_a_machine_that_slept_before_the_first_answer_has_stamped_by_its_clock_all_the_same():
+    clock = FakeClock(wall=NOON - 500)
+    server = ServerClock(clock)
+    clock.sleep(3600)
+    stamp = server.now().stamp
+    answered(clock, server, 3600.0)
+
+    assert stamp == NOON - 500 + 3600
+    assert server.correction == pytest.approx(500, abs=1)
+
+
+def test_elapsed_time_is_of_the_clock_that_goes_on_while_the_machine_sleeps(monkeypatch):
+    monkeypatch.setattr("agent.clock.time.clock_gettime", {time.CLOCK_BOOTTIME: 7.0}.__getitem__)
+
+    assert SystemClock().elapsed() == 7
 
 
 def test_a_local_clock_that_is_set_does_no_harm():
