@@ -84,6 +84,13 @@ def _tells_of_damage(error: sqlite3.Error) -> bool:
     return code in _DAMAGED_AFTER_ALL or code & 0xFF not in _NO_DAMAGE
 
 
+def damage(told: str) -> sqlite3.DatabaseError:
+    """Return the error by which SQLite would tell of damage that it does not see."""
+    error = sqlite3.DatabaseError(told)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
 def glance(directory: Path) -> wal.Glance:
     """Look at the log of a queue, before SQLite opens it and makes its index anew."""
     kept = directory / KEPT
@@ -173,9 +180,7 @@ def refuse_empty(directory: Path) -> None:
         # With a journal, which a queue has no more once it has a log, it is one that is only being made.
         made = (directory / LOG).exists() or not (directory / JOURNAL).exists()
         if made and (directory / DATABASE).stat().st_size == 0:
-            error = sqlite3.DatabaseError(f"{DATABASE} is empty")
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
+            raise damage(f"{DATABASE} is empty")
 
 
 def wrong_header(database: Path) -> str | None:

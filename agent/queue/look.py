@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from agent.errors import QueueError, reason_of
 from agent.queue import wal
-from agent.queue.check import DATABASE, INDEX, LOG, SQL_ERRORS, glance, is_damage, refuse_empty
+from agent.queue.check import DATABASE, INDEX, LOG, SQL_ERRORS, damage, glance, is_damage, refuse_empty
 from agent.queue.rows import FORMAT, META, DamagedRowError, Meta, unseal
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def connect(directory: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be opened.
     """
     refuse_empty(directory)
+    if all(wal.is_beheaded(directory / LOG) for _ in range(_LOOKS)):  # not one that begins anew just now
+        raise damage(f"the header of {LOG} is damaged")
     if rests(directory):
         options = "immutable=1"
     elif (directory / INDEX).exists():

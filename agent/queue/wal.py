@@ -214,6 +214,16 @@ def takes(log: Path) -> int:
     return last
 
 
+def is_beheaded(log: Path) -> bool:
+    """Tell whether a log has a header that cannot be believed, and none that was not written yet.
+
+    SQLite takes nothing of such a log, but who may not write its index is told so only after ten
+    seconds, with an error that is of locks.
+    """
+    with closing(RawFile(log)) as file:
+        return _read_header(file) is None and any(file.read(16, 8))
+
+
 def read(log: Path, seen: Glance, page_size: int) -> Log:
     """Read the whole log; its pages stay in the file.
 

@@ -16,8 +16,9 @@ from support.user import unprivileged
 
 from agent import chunk
 from agent.errors import QueueError
-from agent.queue import Change, Settlement, look, verify
+from agent.queue import Change, Settlement, look, verify, wal
 from agent.queue.disk import DiskQueue
+from agent.queue.reader import DiskReader
 from agent.queue.rows import BOOKS, CHECKPOINT, DEAD, numbered, seal
 from agent.queue.verify import inspect, rescued_chunks, stored_chunks
 
@@ -99,6 +100,28 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the count of free pages": (lambda place: write(place / DATABASE, 39, b"\5"), "SQLite: "),
     "no database at all": (lambda place: (place / DATABASE).write_bytes(b"x" * 9000), "SQLite:"),
 }
+
+
+def test_a_log_whose_header_is_damaged_is_told_at_once_and_not_as_a_matter_of_locks(tmp_path: Path) -> None:
+    """SQLite would try a hundred times to read it, which takes ten seconds, and then speak of locks."""
+    with closing(DiskQueue(tmp_path / "live")) as queue:
+        queue.commit(Change(appends=[chunk_of("a")]))
+        killed = copy(tmp_path / "live", tmp_path / "killed")
+    write(killed / LOG, 1, b"\x7e")
+
+    assert "SQLite: the header of cache.db-wal is damaged" in inspect(killed).problems
+    with pytest.raises(QueueError, match=r"the header of cache\.db-wal is damaged") as told:
+        DiskReader(killed)
+    assert "the daemon rescues what can be read" in told.value.hint
+
+
+def test_a_log_that_begins_anew_while_it_is_looked_at_is_no_damaged_one(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True, False])
+    monkeypatch.setattr(wal, "is_beheaded", lambda _: next(looks))
+
+    assert inspect(directory).problems == []
 
 
 def page_of(directory: Path, name: str) -> int:
