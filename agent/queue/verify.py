@@ -73,7 +73,8 @@ def _inspect(directory: Path) -> Findings:
     """Read all of a queue as it is now."""
     findings = Findings()
     _refuse_unreadable(directory)
-    header = wrong_header(directory / DATABASE)
+    there = (directory / DATABASE).exists()
+    header = wrong_header(directory / DATABASE) if there else f"{DATABASE} is missing"
     if header is not None:
         findings.wrong(header)
     if look.log_is_cut(directory):
