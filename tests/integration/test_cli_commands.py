@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -170,7 +171,7 @@ def test_status_tells_of_a_clock_that_differs_and_of_what_waits_for_it(product: 
     product.start_emulator()
     product.faults(clock_offset_seconds=-300)
     product.start_daemon()
-    send(product, GOOD)
+    send(product, GOOD | {"timestamp": datetime.now(UTC).isoformat()})
     wait_until(lambda: product.polled()["notes"][1:], what="held events")
 
     text = product.run("status").stdout
