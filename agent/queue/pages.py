@@ -35,6 +35,7 @@ _KEY, _VALUE = 1, 11
 _INT_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _SIZES = {0: 0, 7: 8, **_INT_SIZES}
 _MOST_PAGES = 1 << 24
+_EVERY = range(_MOST_PAGES)
 _PARENT_OF_OVERFLOW = (3, 4)
 
 
@@ -177,23 +178,33 @@ class Pages:
     def values(self, cell: Cell) -> Iterator[bytes]:
         """Yield what the value of a row may be, the likeliest first: one for each way to follow its chain.
 
-        The first takes the newest version of each page. Where there are others, the next ones
-        take an older version of one page after the other, and the last one of all, also where a
-        damaged one leads nowhere.
+        The first takes the newest version of each page. Where there are others, the next one takes
+        what the database has; then one page after the other is taken as the log had it before, and as
+        the database has it; and the last one takes an older version of all, also where a damaged one
+        leads nowhere.
         """
-        path, forks = self._follow(cell, ())
+        path, forks = self._follow(cell)
         yield _joined(cell, path)
-        for older in (*({place} for place in forks), range(_MOST_PAGES)):
-            other, _ = self._follow(cell, older)
+        if not forks:
+            return
+        for older, copied in (
+            ((), _EVERY),
+            *(way for place in forks for way in (({place}, ()), ((), {place}))),
+            (_EVERY, ()),
+        ):
+            other, _ = self._follow(cell, older, copied)
             if other != path:
                 yield _joined(cell, other)
 
-    def _follow(self, cell: Cell, older: Container[int]) -> tuple[list[bytes], list[int]]:
+    def _follow(
+        self, cell: Cell, older: Container[int] = (), copied: Container[int] = ()
+    ) -> tuple[list[bytes], list[int]]:
         """Return the pieces of a row beyond its leaf, and the places among them that have older versions.
 
         Args:
             cell: the row.
-            older: the places where an older version of the page is to be taken.
+            older: the places where the version before the newest one is to be taken.
+            copied: the places where that of the database is.
         """
         pieces: list[bytes] = []
         forks = []
@@ -206,7 +217,10 @@ class Pages:
                 break
             if len(versions) > 1:
                 forks.append(place)
-            page = self._page(versions[1 if place in older and len(versions) > 1 else 0])
+            version = versions[1 if place in older and len(versions) > 1 else 0]
+            if place in copied:
+                version = next((one for one in versions if one.file is self._database), version)
+            page = self._page(version)
             following = int.from_bytes(page[:4], "big")
             pieces.append(page[4:])
             missing -= len(page) - 4

@@ -96,6 +96,23 @@ def frames_of(directory: Path, key: int | str) -> list[int]:
         )
 
 
+def chain_of(directory: Path, key: int) -> list[int]:
+    """Return the first pages beyond its leaf of a row of 20,000 bytes."""
+    with closing(Pages(directory, check.glance(directory))) as pages:
+        (cell,) = (
+            cell
+            for number in pages.leaves()
+            for version in pages.versions(number)[:1]
+            for cell in pages.leaf(number, version).cells
+            if cell.key == key
+        )
+        chain = [cell.overflow]
+        while len(chain) < 5:
+            at = pages.versions(chain[-1])[0]
+            chain.append(int.from_bytes(at.file.read(at.offset, 4), "big"))
+    return chain
+
+
 # -- without damage ------------------------------------------------------------------------
 
 LIVES = {"killed": (25, ()), "moved": (25, (25,)), "begun anew": (30, (27,)), "long": (110, (50, 109))}
@@ -140,23 +157,31 @@ def test_what_is_damaged_in_the_database_is_taken_from_the_log_that_was_moved(li
     assert rescued(directory) == [*map(str, range(8)), "long"]
 
 
+def test_a_page_that_is_damaged_in_the_log_is_taken_from_the_database_though_the_log_has_an_older_one(
+    life: Life,
+) -> None:
+    life.commit(appends=[wide("before", size=20_000)])
+    life.commit(settlements=[delivered(1)])
+    life.commit(appends=[wide("long", size=20_000)])
+    life.move()
+    directory = life.kill()
+    (directory / INDEX).unlink()
+    page = chain_of(directory, 2)[1]
+    with closing(Pages(directory, check.glance(directory))) as pages:
+        newest, older, copied = pages.versions(page)
+    assert (newest.file, copied.file) == (older.file, pages._database)
+    write(directory / LOG, newest.offset + PAGE // 2, b"other")
+
+    assert rescued(directory) == ["long"]
+
+
 def test_a_large_row_is_put_together_from_log_and_database(life: Life) -> None:
     life.commit(appends=[wide("long", size=20_000)])
     life.move()
     directory = life.kill()
     (directory / INDEX).unlink()
+    chain = chain_of(directory, 1)
     with closing(Pages(directory, check.glance(directory))) as pages:
-        (cell,) = (
-            cell
-            for number in pages.leaves()
-            for version in pages.versions(number)[:1]
-            for cell in pages.leaf(number, version).cells
-            if cell.key == 1
-        )
-        chain = [cell.overflow]
-        while len(chain) < 5:
-            at = pages.versions(chain[-1])[0]
-            chain.append(int.from_bytes(at.file.read(at.offset, 4), "big"))
         in_log = pages.versions(chain[1])[0].offset
     write(directory / LOG, in_log, bytes(PAGE))
     write(directory / DATABASE, (chain[3] - 1) * PAGE, bytes(PAGE))
